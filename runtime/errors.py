@@ -1,0 +1,17 @@
+"""The errors that RegionRT raises on purpose: each says what was expected, what was found and what to do."""
+
+
+class RegionRTError(Exception):
+    """Base of every error whose message is meant for the user; the command line prints it as one line."""
+
+
+class BundleError(RegionRTError):
+    """A bundle that cannot be read or trusted: missing, changed, truncated, of a newer schema, or leaving its folder."""
+
+
+class ImageError(RegionRTError):
+    """An image that cannot be decoded, or not within the limits."""
+
+
+class BackendError(RegionRTError):
+    """An engine library that is missing, refuses the artefact, or fails while it runs it."""
