@@ -1,0 +1,1 @@
+"""Graph passes on the exported ONNX file, one per file."""

@@ -1,0 +1,1 @@
+"""Final detections from box-head outputs (RegionDetections)."""

@@ -1,0 +1,1 @@
+"""Class-aware greedy NMS (RegionNms)."""

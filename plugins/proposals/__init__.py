@@ -1,0 +1,1 @@
+"""Region proposals from RPN outputs (RegionProposals)."""

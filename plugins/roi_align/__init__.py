@@ -1,0 +1,1 @@
+"""RoIAlign over one or more feature levels (RegionRoiAlign)."""

@@ -1,0 +1,48 @@
+"""torch.ops.regionrt.roi_align: the op as PyTorch sees it (eager by torchvision, fake tensors for export)."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torchvision.ops import roi_align as torchvision_roi_align
+
+from .reference import level_thresholds
+
+
+@torch.library.custom_op("regionrt::roi_align", mutates_args=())
+def roi_align(
+    features: Sequence[Tensor],
+    rois: Tensor,
+    counts: Tensor,
+    spatial_scales: Sequence[float],
+    output_height: int,
+    output_width: int,
+    sampling_ratio: int,
+    aligned: bool,
+    mode: str,
+    canonical_scale: float,
+    canonical_level: int,
+) -> Tensor:
+    """[N, P, C, h, w] from `features` (levels [N, C, Hl, Wl]), `rois` float32 [N, P, 4] and `counts` int32 [N].
+
+    Only the average: torchvision has no maximum. See reference.py for what is computed.
+    """
+    if mode != "avg":
+        raise ValueError(f"regionrt::roi_align runs mode 'avg' in PyTorch, not {mode!r}: use an exported form for it")
+    images, most = rois.shape[:2]
+    out = features[0].new_zeros((images, most, features[0].shape[1], output_height, output_width))
+    area = (rois[..., 2] - rois[..., 0]) * (rois[..., 3] - rois[..., 1])
+    thresholds = area.new_tensor(level_thresholds(spatial_scales, canonical_scale, canonical_level))
+    level = (area[..., None] >= thresholds).sum(-1)  # [N, P]
+    real = torch.arange(most, device=rois.device) < counts[:, None]
+    for index, (feature, scale) in enumerate(zip(features, spatial_scales, strict=True)):
+        image, row = torch.where(real & (level == index))
+        boxes = torch.cat([image[:, None].to(rois.dtype), rois[image, row]], 1).to(feature.dtype)
+        size = (output_height, output_width)
+        out[image, row] = torchvision_roi_align(feature, boxes, size, scale, sampling_ratio, aligned)
+    return out
+
+
+@roi_align.register_fake
+def _(features, rois, counts, spatial_scales, output_height, output_width, *_):
+    return features[0].new_empty((*rois.shape[:2], features[0].shape[1], output_height, output_width))
