@@ -1,0 +1,1 @@
+"""Training: models, data, the loop, evaluation and checkpoints. Needs torch, torchvision, lightning and pycocotools."""

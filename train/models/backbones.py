@@ -1,0 +1,127 @@
+"""Backbones of region-based detectors: torchvision's classifiers cut to feature maps, and their ImageNet weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+from torchvision import models
+from torchvision.models.detection.backbone_utils import BackboneWithFPN
+from torchvision.ops.misc import FrozenBatchNorm2d
+
+from .config import RegionConfig
+from .errors import ModelError
+
+NORMS: dict[str, Callable[..., nn.Module]] = {"batch": nn.BatchNorm2d, "frozen": FrozenBatchNorm2d}
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """How to build one, the anchors that suit its maps, and where its classifier's keys go in a detector."""
+
+    build: Callable[[RegionConfig], nn.Module]
+    levels: int  # feature maps that the RPN reads
+    stride: int  # of the coarsest map that RoIs are pooled from
+    anchor_sizes: tuple[tuple[int, ...], ...]  # per level, sides in canvas px
+    source: str  # prefix of the layers' keys in the classifier's state_dict
+    target: str  # and in the detector's
+    description: str
+
+
+def build_backbone(config: RegionConfig) -> nn.Module:
+    """Feature extractor with `out_channels`: [N, 3, H, W] -> one map, or an ordered dict of maps."""
+    if config.backbone not in BACKBONES:
+        raise ModelError(f"unknown backbone {config.backbone!r}: choose one of {', '.join(BACKBONES)}")
+    return BACKBONES[config.backbone].build(config)
+
+
+def anchor_sizes(config: RegionConfig) -> tuple[tuple[int, ...], ...]:
+    """Sides of the anchors per feature map. ModelError where the given ones do not fit the number of maps."""
+    backbone = BACKBONES[config.backbone]
+    given = config.anchor_sizes
+    if given is None:
+        return backbone.anchor_sizes
+    if backbone.levels == 1 and not any(isinstance(s, tuple) for s in given):
+        given = (given,)
+    sizes = tuple(s if isinstance(s, tuple) else (s,) for s in given)
+    if len(sizes) != backbone.levels or len({len(s) for s in sizes}) != 1:
+        raise ModelError(
+            f"anchor_sizes {list(given)} for {config.backbone}: give {backbone.levels} entries (one per feature map), "
+            "each with the same number of sizes"
+        )
+    return sizes
+
+
+def _squeezenet1_1(config: RegionConfig) -> nn.Module:
+    """`features` of SqueezeNet 1.1 (Iandola et al., arXiv:1602.07360): one map of 512 channels, stride 16.
+
+    conv1 gets one px of padding. Without it the map is a cell short of size / 16, and torchvision's anchor generator,
+    which takes image size // map size for the stride, lays 256 px out with a stride of 17.
+    """
+    features = models.squeezenet1_1(weights=None).features
+    features[0].padding = (1, 1)
+    return _single(features, 512)
+
+
+def _mobilenet_v2(config: RegionConfig) -> nn.Module:
+    """MobileNetV2 (Sandler et al., arXiv:1801.04381) up to its last block of stride 16: one map of 96 channels."""
+    return _single(models.mobilenet_v2(weights=None, norm_layer=NORMS[config.norm]).features[:14], 96)
+
+
+def _mobilenet_v3_large(config: RegionConfig) -> nn.Module:
+    """MobileNetV3-Large (Howard et al., arXiv:1905.02244) with a pyramid on strides 8, 16 and 32."""
+    features = models.mobilenet_v3_large(weights=None, norm_layer=NORMS[config.norm]).features
+    return BackboneWithFPN(features, {"6": "0", "12": "1", "16": "2"}, [40, 112, 960], config.channels)
+
+
+def _resnet(builder: Callable[..., models.ResNet]) -> Callable[[RegionConfig], nn.Module]:
+    """A ResNet (He et al., arXiv:1512.03385) with a pyramid on its four stages, strides 4 to 32."""
+
+    def build(config: RegionConfig) -> nn.Module:
+        body = builder(weights=None, norm_layer=NORMS[config.norm])
+        widths = [body.inplanes // 8 * 2**i for i in range(4)]
+        return BackboneWithFPN(body, {f"layer{i + 1}": str(i) for i in range(4)}, widths, config.channels)
+
+    return build
+
+
+def _single(features: nn.Sequential, channels: int) -> nn.Module:
+    features.out_channels = channels  # type: ignore[assignment]  # where torchvision's FasterRCNN looks for it
+    return features
+
+
+_OF_ONE_MAP = ((16, 32, 64, 128, 256),)
+_OF_PYRAMID = tuple((size,) for size in (16, 32, 64, 128, 256))
+BACKBONES = {
+    "squeezenet1_1": Backbone(
+        _squeezenet1_1, 1, 16, _OF_ONE_MAP, "features.", "backbone.", "one map, stride 16, no norm"
+    ),
+    "mobilenet_v2": Backbone(_mobilenet_v2, 1, 16, _OF_ONE_MAP, "features.", "backbone.", "one map, stride 16"),
+    "mobilenet_v3_large": Backbone(
+        _mobilenet_v3_large,
+        4,
+        32,
+        tuple((s,) for s in (24, 48, 96, 192)),
+        "features.",
+        "backbone.body.",
+        "FPN, strides 8-64",
+    ),
+    "resnet18": Backbone(_resnet(models.resnet18), 5, 32, _OF_PYRAMID, "", "backbone.body.", "FPN, strides 4-64"),
+    "resnet50": Backbone(_resnet(models.resnet50), 5, 32, _OF_PYRAMID, "", "backbone.body.", "FPN, strides 4-64"),
+}
+
+
+def backbone_keys(name: str, classifier: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A torchvision classifier's state_dict under the keys that its layers have in a detector; other keys are kept
+    apart.
+
+    Keys outside the layers' prefix (`classifier.`, `fc.`) are left out.
+    """
+    entry = BACKBONES[name]
+    heads = ("classifier.", "fc.")
+    return {
+        entry.target + key[len(entry.source) :]: value
+        for key, value in classifier.items()
+        if key.startswith(entry.source) and not key.startswith(heads)
+    }

@@ -1,0 +1,79 @@
+"""What `faster_rcnn` and `mask_rcnn` are made of: one frozen dataclass, stored in checkpoints as plain JSON values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from .errors import ModelError
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class RegionConfig:
+    """Sizes are (height, width) in canvas px. None means the value that fits the backbone or the canvas."""
+
+    backbone: str = "squeezenet1_1"
+    size: tuple[int, int] = (384, 512)
+    min_size: int | None = None  # shorter side of a resized image; None: of the canvas
+    max_size: int | None = None  # bound of its longer side; None: of the canvas
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+    norm: str = "batch"  # or "frozen": BatchNorm with the statistics and scales that --init brought
+    channels: int = 256  # of the feature pyramid; backbones of one level keep their own
+    anchor_sizes: tuple[Any, ...] | None = (
+        None  # sides in px: one level takes all; a pyramid one number or list per level
+    )
+    aspect_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
+    representation: int = 1024  # width of fc6 and fc7
+    mask_layers: tuple[int, ...] = (256, 256, 256, 256)
+    anchors_per_image: int = 256  # sampled for the RPN's losses
+    rois_per_image: int = 512  # sampled for the heads' losses
+    train_proposals: int = 2000  # RoIs before that sampling
+    score: float = 0.05
+    nms: float = 0.5
+    detections: int = 100
+    proposals: int = 1000
+    proposal_nms: float = 0.7
+    svd: Mapping[str, int] = field(default_factory=dict)  # layer name -> rank of the pair that replaces it
+
+    def __post_init__(self) -> None:
+        if self.norm not in ("batch", "frozen"):
+            raise ModelError(f'norm {self.norm!r}: give "batch" or "frozen"')
+        if len(self.size) != 2 or min(self.size) < 1:
+            raise ModelError(f"size {list(self.size)}: give height and width in px")
+        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
+            raise ModelError(f"mean {list(self.mean)} and std {list(self.std)}: give three numbers each, std above 0")
+        for name in ("channels", "representation", "anchors_per_image", "rois_per_image", "detections", "proposals"):
+            if getattr(self, name) < 1:
+                raise ModelError(f"{name} {getattr(self, name)}: give 1 or more")
+        for name in ("score", "nms", "proposal_nms"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ModelError(f"{name} {getattr(self, name)}: give a number from 0 to 1")
+        if not self.mask_layers:
+            raise ModelError("mask_layers is empty: give the width of at least one layer")
+
+    @classmethod
+    def from_json(cls, config: Mapping[str, Any]) -> RegionConfig:
+        """From a checkpoint's or the user's plain values; ModelError names keys that do not exist."""
+        known = {f.name for f in fields(cls)}
+        if unknown := sorted(set(config) - known):
+            raise ModelError(f"unknown option {', '.join(map(repr, unknown))}: known are {', '.join(sorted(known))}")
+        try:
+            return cls(**{k: _tuples(v) for k, v in config.items()})
+        except TypeError as error:
+            raise ModelError(f"model options of a wrong type: {error}") from error
+
+    def to_json(self) -> dict[str, Any]:
+        return {k: _lists(v) for k, v in asdict(self).items() if v is not None and v != {}}
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(v) for v in value) if isinstance(value, (list, tuple)) else value
+
+
+def _lists(value: Any) -> Any:
+    return [_lists(v) for v in value] if isinstance(value, (list, tuple)) else value
