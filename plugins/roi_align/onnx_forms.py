@@ -27,14 +27,14 @@ SCHEMA = domain_schema(
 
 def native(op, inputs, attributes):
     """By RoiAlign, each level on its own RoIs (NonZero: shapes depend on the data), then one gather back into order."""
-    *features, rois, counts = inputs
+    features, rois, counts = _split_inputs(inputs, attributes)
     if attributes["mode"] == "max" and attributes["sampling_ratio"] != 1:
         # ONNX Runtime maximises the four weighted corners instead of the interpolated samples.
         raise ValueError("the native form of RegionRoiAlign has no correct maximum: use the portable form")
     flat, real, level = _flatten(op, rois, counts, attributes)
     image = _image_of_row(op, rois)
     pooled, order = [], []
-    for index, (feature, scale) in enumerate(zip(features, attributes["spatial_scales"], strict=True)):
+    for index, (feature, scale) in enumerate(zip(features, attributes["spatial_scales"], strict=False)):
         mine = real if level is None else op.And(real, op.Equal(level, index))
         rows = op.Squeeze(op.NonZero(mine), [0])
         part = op.RoiAlign(
@@ -62,7 +62,7 @@ def native(op, inputs, attributes):
 
 def portable(op, inputs, attributes):
     """By gathers on all levels laid end to end, [N · sum(Hl · Wl), C]: four corners for each of the samples of a bin."""
-    *features, rois, counts = inputs
+    features, rois, counts = _split_inputs(inputs, attributes)
     ratio, height, width = (attributes[k] for k in ("sampling_ratio", "output_height", "output_width"))
     if ratio <= 0:
         raise ValueError(
@@ -86,7 +86,7 @@ def portable(op, inputs, attributes):
     map_w = op.Concat(*[op.Shape(f, start=3, end=4) for f in features], axis=0)
     offset = op.CumSum(op.Mul(map_h, map_w), op.Constant(value_int=0), exclusive=1)
     map_h, map_w, offset = per_roi(map_h), per_roi(map_w), per_roi(offset)
-    scale = per_roi(op.Constant(value_floats=[float(s) for s in attributes["spatial_scales"]]))
+    scale = per_roi(op.Constant(value_floats=[float(s) for s in attributes["spatial_scales"][: len(features)]]))
     base = op.Add(op.Mul(op.Unsqueeze(_image_of_row(op, rois), [1]), stride), offset)  # [R, 1]
 
     x1, y1, x2, y2 = op.Split(op.Mul(flat, scale), axis=1, num_outputs=4, _outputs=4)  # [R, 1]
@@ -140,14 +140,24 @@ def portable(op, inputs, attributes):
 FORMS = {"native": native, "portable": portable}
 
 
+def _thresholds(attributes):
+    return level_thresholds(
+        attributes["spatial_scales"], attributes["canonical_scale"], attributes["canonical_level"]
+    )
+
+
+def _split_inputs(inputs, attributes):
+    """The levels that RoIs can be read from, rois, counts."""
+    *features, rois, counts = inputs
+    return features[: len(_thresholds(attributes)) + 1], rois, counts
+
+
 def _flatten(op, rois, counts, attributes):
     """RoIs [R, 4] with R = N·P, whether each is real bool [R], its level int64 [R] (None where there is one level)."""
     position = op.Range(0, op.Squeeze(op.Shape(rois, start=1, end=2)), 1)
     real = op.Less(op.Cast(op.Unsqueeze(position, [0]), to=6), op.Unsqueeze(counts, [1]))  # [N, P]
     flat = op.Reshape(rois, [-1, 4])
-    thresholds = level_thresholds(
-        attributes["spatial_scales"], attributes["canonical_scale"], attributes["canonical_level"]
-    )
+    thresholds = _thresholds(attributes)
     level = None
     if thresholds:
         x1, y1, x2, y2 = op.Split(flat, axis=1, num_outputs=4, _outputs=4)

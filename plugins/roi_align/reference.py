@@ -10,13 +10,14 @@ LEVEL_EPSILON = 1e-6
 
 
 def level_thresholds(spatial_scales: Sequence[float], canonical_scale: float, canonical_level: int) -> list[float]:
-    """RoI areas (canvas px²) at which the next coarser level begins; one fewer than there are levels.
+    """RoI areas (canvas px²) at which the next coarser level begins; one fewer than there are strides.
 
     floor(level0 + log2(sqrt(area) / scale0) + 1e-6) >= k, solved for the area: comparing areas gives every backend
-    the same level, where its own log2 might round to the other side.
+    the same level, where its own log2 might round to the other side. As in torchvision's LevelMapper the levels are
+    the strides from the first map's to the last map's: of two maps of one stride (MobileNetV3) only the first is read.
     """
-    finest = round(-math.log2(spatial_scales[0]))
-    levels = range(finest + 1, finest + len(spatial_scales))
+    finest, coarsest = (round(-math.log2(spatial_scales[i])) for i in (0, -1))
+    levels = range(finest + 1, coarsest + 1)
     return [(canonical_scale * 2.0 ** (k - canonical_level - LEVEL_EPSILON)) ** 2 for k in levels]
 
 

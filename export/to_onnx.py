@@ -1,0 +1,143 @@
+"""Module → abstract ONNX graph, in which our ops are nodes of the domain `regionrt` (the dynamo exporter)."""
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import onnx_ir as ir
+import torch
+from onnxscript.values import Opset
+from torch import nn
+from torch.onnx.errors import OnnxExporterError
+
+from regionrt.plugins import DOMAIN, OPS, OPSET, VERSION, Op
+from regionrt.runtime.image import Canvas
+
+from .errors import ExportError
+from .exportable import ExportableDetector
+
+OUTPUTS = ("num_detections", "boxes", "scores", "labels", "overflow", "masks")
+_STAGE_NAMES = {  # of the values at our nodes, so that verify can speak of them; `.` marks one per level
+    "RegionProposals": (("objectness.", "rpn_deltas.", "anchors."), ("rois", "roi_scores", "roi_counts")),
+    "RegionDetections": (
+        ("class_logits", "box_deltas"),
+        ("num_detections", "boxes", "scores", "labels", "roi_index", "overflow"),
+    ),
+}
+
+
+def onnx_from_module(module: nn.Module, canvas: Canvas, *, candidates: int = 3840) -> ir.Model:
+    """The abstract graph of a torchvision FasterRCNN or MaskRCNN for one canvas.
+
+    Inputs `images` uint8 [N, H, W, 3] and `image_sizes` int32 [N, 2]; N is dynamic, H and W too when the canvas is
+    (multiples of canvas.multiple, at most canvas.height × canvas.width). Values at our nodes carry the stage names of
+    docs/design.md. Raises ExportError.
+    """
+    program = ExportableDetector(
+        module, canvas.height, canvas.width, candidates=candidates, dynamic=canvas.dynamic
+    ).eval()
+    batch = 2  # an example of batch 1 would be frozen to 1
+    images = torch.zeros(batch, canvas.height, canvas.width, 3, dtype=torch.uint8)
+    image_sizes = torch.tensor([[canvas.height, canvas.width]] * batch, dtype=torch.int32)
+    names = OUTPUTS if module.roi_heads.has_mask() else OUTPUTS[:-1]
+    try:
+        with torch.no_grad(), _quiet():
+            exported = torch.onnx.export(
+                program,
+                (images, image_sizes),
+                dynamo=True,
+                opset_version=OPSET,
+                input_names=["images", "image_sizes"],
+                output_names=list(names),
+                dynamic_shapes=_dynamic_shapes(canvas),
+                custom_translation_table={op.torch_op._opoverload: _translation(op) for op in OPS.values()},
+                verbose=False,
+            )
+    except OnnxExporterError as error:
+        cause = error.__cause__ or error
+        raise ExportError(f"torch could not export this module: {str(cause).strip().splitlines()[0]}") from error
+    model = exported.model
+    model.ir_version = 10  # what opset 20 came with; older runtimes refuse newer ones
+    model.producer_name, model.producer_version = "regionrt", ""
+    model.graph.name = type(module).__name__
+    _name_stages(model)
+    _strip_metadata(model)
+    return model
+
+
+def _dynamic_shapes(canvas: Canvas) -> dict[str, dict[int, Any]]:
+    batch = torch.export.Dim("batch", min=1, max=1024)
+    sizes: dict[int, Any] = {0: batch}
+    if canvas.dynamic:
+        step = canvas.multiple
+        sizes[1] = step * torch.export.Dim("rows", min=2, max=canvas.height // step)
+        sizes[2] = step * torch.export.Dim("columns", min=2, max=canvas.width // step)
+    return {"images": sizes, "image_sizes": {0: batch}}
+
+
+def _translation(op: Op) -> Callable:
+    """How the exporter writes one of our torch ops: tensors become inputs, everything else attributes of that name."""
+    arguments = op.torch_op._opoverload._schema.arguments
+    opset = Opset(DOMAIN, VERSION)
+
+    def translate(*values: Any) -> Any:
+        inputs: list[Any] = []
+        attributes: dict[str, Any] = {}
+        for argument, value in zip(arguments, values, strict=True):
+            if "Tensor" in str(argument.type):
+                inputs.extend(value if isinstance(value, list | tuple) else [value])
+            else:
+                attributes[argument.name] = int(value) if isinstance(value, bool) else value
+        return getattr(opset, op.name)(*inputs, **attributes)
+
+    return translate
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter prints progress and deprecations of its own code, which the user can do nothing about."""
+    level = logging.getLogger("torch.onnx").level
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.getLogger("torch.onnx").setLevel(level)
+
+
+def _name_stages(model: ir.Model) -> None:
+    """Name the values at our nodes as the eager reference does."""
+    poolings = 0
+    for node in model.graph:
+        if node.domain != DOMAIN:
+            continue
+        if node.op_type == "RegionRoiAlign":
+            *levels, _, _ = node.inputs
+            for i, value in enumerate(levels):
+                value.name = f"features.{i}"
+            node.outputs[0].name = "roi_features" if poolings == 0 else "mask_roi_features"
+            node.outputs[0].type = levels[0].type  # our schemas leave it open, as the levels repeat
+            poolings += 1
+            continue
+        inputs, outputs = _STAGE_NAMES[node.op_type]
+        levels = (len(node.inputs) - 1) // len(inputs)
+        names = [f"{n}{i}" for n in inputs for i in range(levels)] if inputs[0].endswith(".") else inputs
+        for value, name in zip(node.inputs, names, strict=False):
+            value.name = name
+        for value, name in zip(node.outputs, outputs, strict=True):
+            value.name = name
+
+
+def _strip_metadata(model: ir.Model) -> None:
+    """Drop the exporter's stack traces: they hold paths of this machine and half of the file's bytes."""
+    model.metadata_props.clear()
+    for node in model.graph.all_nodes():
+        node.metadata_props.clear()
+        for value in node.outputs:
+            value.metadata_props.clear()
+    for value in (*model.graph.inputs, *model.graph.initializers.values()):
+        value.metadata_props.clear()
