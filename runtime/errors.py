@@ -6,7 +6,7 @@ class RegionRTError(Exception):
 
 
 class BundleError(RegionRTError):
-    """A bundle that cannot be read or trusted: missing, changed, truncated, of a newer schema, or leaving its folder."""
+    """A bundle that cannot be read or trusted: missing, changed, truncated, of a newer schema, leaving its folder."""
 
 
 class ImageError(RegionRTError):
@@ -15,3 +15,7 @@ class ImageError(RegionRTError):
 
 class BackendError(RegionRTError):
     """An engine library that is missing, refuses the artefact, or fails while it runs it."""
+
+
+class OutputError(RegionRTError):
+    """A result that cannot be written: a full disk, a folder that is not ours to replace."""

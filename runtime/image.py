@@ -1,0 +1,289 @@
+"""The way from a photo to the canvas that a net sees, and back: decode, resize, place, the inverse map for boxes."""
+
+from __future__ import annotations
+
+import io
+import os
+import stat
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from .errors import BundleError, ImageError
+
+MAX_PIXELS = 100_000_000
+"""Largest photo that is decoded (height · width); 100 megapixels are 300 MB as RGB."""
+
+# Pillow also opens formats that run other programs (EPS calls Ghostscript) or are no photos: those are refused by name.
+FORMATS = frozenset(
+    {
+        "AVIF",
+        "BMP",
+        "DIB",
+        "GIF",
+        "ICO",
+        "JPEG",
+        "JPEG2000",
+        "MPO",
+        "PCX",
+        "PNG",
+        "PPM",
+        "QOI",
+        "SGI",
+        "TGA",
+        "TIFF",
+        "WEBP",
+    }
+)
+_ROWS_PER_BLOCK = 32  # keeps the float32 temporaries of a resize inside the L2 cache
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def read_image(source: str | Path | bytes) -> np.ndarray:
+    """A photo, from a path or from the bytes of a file, as RGB uint8 [H, W, 3], turned upright as EXIF says.
+
+    Grey and palette images become RGB; transparent pixels are laid over white; 16-bit grey keeps its upper eight bits
+    (as Pillow does with 16-bit RGB); CMYK is converted without a colour profile; of an animation, the first frame.
+
+    Raises:
+        ImageError: no file, zero bytes, truncated, of an unknown format or pixel type, or more than `MAX_PIXELS` pixels
+            (found from the header, before anything is decoded).
+    """
+    if isinstance(source, bytes):
+        return _decode(io.BytesIO(source), len(source), f"image of {len(source)} bytes")
+    name = os.fspath(source)
+    try:
+        status = os.stat(name)
+        if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
+            found = "a folder" if stat.S_ISDIR(status.st_mode) else "something that is no regular file"
+            raise ImageError(f"{name}: expected an image file, found {found}")
+        with open(name, "rb") as file:
+            return _decode(file, status.st_size, name)
+    except OSError as error:
+        raise ImageError(f"{name}: cannot be read: {error.strerror or error}") from error
+    except ValueError as error:  # a NUL byte in the name
+        raise ImageError(f"{name!r}: is no file name: {error}") from error
+
+
+def _decode(file: Any, size: int, name: str) -> np.ndarray:
+    if size == 0:
+        raise ImageError(f"{name}: expected an image, found a file of zero bytes; copy it again")
+    too_many = f"{name}: expected at most {MAX_PIXELS:,} pixels (read_image.MAX_PIXELS), found"
+    try:
+        with Image.open(file) as image:
+            width, height = image.size
+            if width * height > MAX_PIXELS:
+                raise ImageError(f"{too_many} {width:,} × {height:,}; resize it, or cut it into tiles")
+            if image.format not in FORMATS:
+                raise ImageError(f"{name}: expected a photo ({', '.join(sorted(FORMATS))}), found {image.format}")
+            image.load()
+            return _rgb(_upright(image), image.format or "", name)
+    except ImageError:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ImageError(f"{too_many} more ({error}); resize it, or cut it into tiles") from error
+    except Image.UnidentifiedImageError as error:
+        raise ImageError(f"{name}: expected an image, found {size} bytes of no known image format") from error
+    # Decoders that are fed arbitrary bytes raise almost anything (struct.error, zlib.error, KeyError, MemoryError …).
+    except Exception as error:
+        raise ImageError(f"{name}: cannot be decoded, it is truncated or damaged ({error})") from error
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        orientation = image.getexif().get(0x0112, 1)
+    except Exception:  # EXIF that cannot be parsed states no orientation, and the pixels are fine
+        orientation = 1
+    turn = _TURNS.get(orientation)
+    return image if turn is None else image.transpose(turn)
+
+
+def _rgb(image: Image.Image, form: str, name: str) -> np.ndarray:
+    mode = image.mode
+    if mode.startswith("I;16") or (mode == "I" and form in ("PNG", "PPM")):  # Pillow opens 16-bit PNG or PGM as either
+        grey = np.asarray(image).astype(np.int32)
+        return np.repeat((np.clip(grey, 0, 65535) >> 8).astype(np.uint8)[..., None], 3, axis=2)
+    if mode in ("I", "F"):
+        raise ImageError(
+            f"{name}: expected 8 or 16 bits per channel, found 32, whose range is unknown; convert it first"
+        )
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        image = Image.alpha_composite(white, image)
+    return np.array(image.convert("RGB"))
+
+
+def linear_taps(source: int, target: int, start: int = 0, stop: int | None = None) -> tuple[np.ndarray, ...]:
+    """The two source samples behind each target sample of a half-pixel bilinear resize: lower, upper, upper's weight.
+
+    The arithmetic of torch's `interpolate(mode="bilinear", align_corners=False)` in float32, for targets start…stop−1.
+    """
+    index = np.arange(start, target if stop is None else stop)
+    if source == target:
+        return index, index, np.zeros(len(index), np.float32)
+    ratio = np.float32(source) / np.float32(target)
+    # float64 until the last step: torch's kernels compute this with one rounding (fused multiply-add)
+    position = np.maximum((np.float64(ratio) * (index + 0.5) - 0.5).astype(np.float32), np.float32(0))
+    lower = np.minimum(position.astype(np.int64), source - 1)
+    weight = np.clip(position - lower.astype(np.float32), np.float32(0), np.float32(1))
+    return lower, np.minimum(lower + 1, source - 1), weight
+
+
+def resize_bilinear(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """uint8 [h, w, C] -> uint8 [height, width, C]: torch's half-pixel bilinear without antialias, rounded half to even.
+
+    Equal to torch's float32 result but for about one value in 10,000, off by one level: torch's kernels fuse multiply
+    and add where NumPy rounds twice, which matters only for values that lie on the border between two levels.
+    """
+    if image.dtype != np.uint8 or image.ndim != 3:
+        raise ValueError(f"resize_bilinear expects uint8 [h, w, C], got {image.dtype} {list(image.shape)}")
+    if height < 1 or width < 1 or 0 in image.shape:
+        raise ValueError(f"resize_bilinear cannot turn {list(image.shape[:2])} into {[height, width]}")
+    top, bottom, down = linear_taps(image.shape[0], height)
+    left, right, across = linear_taps(image.shape[1], width)
+    across = across[None, :, None]
+    out = np.empty((height, width, image.shape[2]), np.uint8)
+    for start in range(0, height, _ROWS_PER_BLOCK):
+        block = slice(start, start + _ROWS_PER_BLOCK)
+        used, where = np.unique(np.concatenate([top[block], bottom[block]]), return_inverse=True)
+        rows = image[used]  # only these are touched: shrinking a large photo reads few of its rows
+        mixed = np.take(rows, left, axis=1).astype(np.float32)
+        mixed *= 1 - across
+        second = np.take(rows, right, axis=1).astype(np.float32)
+        second *= across
+        mixed += second
+        upper, lower = mixed[where[: len(where) // 2]], mixed[where[len(where) // 2 :]]
+        weight = down[block, None, None]
+        upper *= 1 - weight
+        lower *= weight
+        upper += lower
+        # No clip: weights lie in 0…1 and sum to 1 within an ulp, so that 255 cannot become 255.5.
+        out[block] = np.rint(upper, out=upper)
+    return out
+
+
+@dataclass(frozen=True)
+class Placement:
+    """How one photo lies on the canvas: `original` (h, w) in photo pixels became `resized` (h, w), at the top left."""
+
+    original: tuple[int, int]
+    resized: tuple[int, int]
+
+    def boxes_to_original(self, boxes: np.ndarray) -> np.ndarray:
+        """xyxy boxes [D, 4] in canvas pixels -> float32 in photo pixels, clipped to the photo."""
+        height, width = self.original
+        scaled = np.asarray(boxes, np.float32) * _ratios(self.original, self.resized)
+        return np.clip(scaled, 0, np.array([width, height, width, height], np.float32))
+
+    def boxes_to_canvas(self, boxes: np.ndarray) -> np.ndarray:
+        """xyxy boxes [D, 4] in photo pixels -> float32 in canvas pixels."""
+        return np.asarray(boxes, np.float32) * _ratios(self.resized, self.original)
+
+
+def _ratios(to: tuple[int, int], of: tuple[int, int]) -> np.ndarray:
+    down, across = (np.float32(a) / np.float32(b) for a, b in zip(to, of, strict=True))
+    return np.array([across, down, across, down], np.float32)
+
+
+@dataclass(frozen=True)
+class Canvas:
+    """The net's input and the rule that resizes photos onto it.
+
+    `height`, `width`: the canvas in pixels, with `dynamic` the largest allowed; multiples of `multiple` (the stride).
+    `min_size`, `max_size`: the model's rule (Faster R-CNN, arXiv:1506.01497, section 3.3): the shorter side becomes
+    `min_size` unless the longer one would then pass `max_size`.
+    """
+
+    height: int
+    width: int
+    min_size: int
+    max_size: int
+    multiple: int = 32
+    dynamic: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("height", "width", "min_size", "max_size", "multiple"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"canvas {name}: expected a whole number of pixels ≥ 1, found {value!r}")
+        for name in ("height", "width"):
+            value = getattr(self, name)
+            if value % self.multiple:
+                below, above = value // self.multiple * self.multiple, -(-value // self.multiple) * self.multiple
+                near = f"{below} or {above}" if below else f"{above}"
+                raise ValueError(f"canvas {name} {value} is no multiple of the stride {self.multiple}: take {near}")
+
+    def resized_size(self, height: int, width: int) -> tuple[int, int]:
+        """(height, width) of a photo on the canvas, each ≥ 1.
+
+        torchvision's `GeneralizedRCNNTransform` to the pixel; where its result would not fit, the photo shrinks on.
+        """
+        scale = min(self.min_size / min(height, width), self.max_size / max(height, width))
+        resized = max(1, int(height * scale)), max(1, int(width * scale))
+        if resized[0] <= self.height and resized[1] <= self.width:
+            return resized
+        if (
+            self.height * width <= self.width * height
+        ):  # in whole numbers: the side that limits fills the canvas exactly
+            return self.height, max(1, width * self.height // height)
+        return max(1, height * self.width // width), self.width
+
+    def size_for(self, resized: Sequence[tuple[int, int]]) -> tuple[int, int]:
+        """(H, W) of the canvas that holds a batch of resized photos."""
+        if not self.dynamic:
+            return self.height, self.width
+        tallest, widest = (max(size[axis] for size in resized) for axis in (0, 1))
+        return -(-tallest // self.multiple) * self.multiple, -(-widest // self.multiple) * self.multiple
+
+    def place(self, images: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray, list[Placement]]:
+        """RGB uint8 [h, w, 3] photos of any sizes -> canvas uint8 [N, H, W, 3], int32 [N, 2] (h, w), placements."""
+        for image in images:
+            check_rgb(image)
+        placements = [Placement(image.shape[:2], self.resized_size(*image.shape[:2])) for image in images]
+        sizes = [placement.resized for placement in placements]
+        canvas = np.zeros((len(images), *(self.size_for(sizes) if sizes else (self.height, self.width)), 3), np.uint8)
+        for target, image, (height, width) in zip(canvas, images, sizes, strict=True):
+            target[:height, :width] = resize_bilinear(image, height, width)
+        return canvas, np.array(sizes, np.int32).reshape(-1, 2), placements
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Canvas:
+        """Raises BundleError if a field is missing, unknown or out of its range."""
+        known = {field.name for field in fields(cls)}
+        if not isinstance(data, Mapping) or not {"height", "width", "min_size", "max_size"} <= set(data) <= known:
+            raise BundleError(f"canvas: expected an object with the fields {', '.join(sorted(known))}, found {data!r}")
+        try:
+            canvas = cls(**data)
+        except ValueError as error:
+            raise BundleError(f"canvas: {error}") from error
+        if not isinstance(canvas.dynamic, bool):
+            raise BundleError(f"canvas: dynamic: expected true or false, found {canvas.dynamic!r}")
+        return canvas
+
+
+def check_rgb(image: np.ndarray) -> None:
+    """Raises ImageError unless `image` is a non-empty RGB uint8 [H, W, 3] array."""
+    if not isinstance(image, np.ndarray):
+        raise ImageError(
+            f"expected a NumPy array RGB uint8 [H, W, 3], found {type(image).__name__}; read files with read_image"
+        )
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+        raise ImageError(
+            f"expected an RGB uint8 array [H, W, 3], found {image.dtype} {list(image.shape)}; use read_image"
+        )

@@ -1,0 +1,111 @@
+"""From a bundle to a Predictor: which of its artefacts runs here, and why not the others."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+from .backends import Runner
+from .bundle import Artifact, Manifest
+from .errors import BackendError
+from .predictor import Predictor, check_score
+
+DEFAULT_MAX_BATCH = 4
+
+
+def load(
+    path: str | Path,
+    backend: str = "auto",
+    score_threshold: float | None = None,
+    threads: int | None = None,
+    *,
+    form: str | None = None,
+    precision: str | None = None,
+) -> Predictor:
+    """Opens a bundle for inference.
+
+    Args:
+        path: the bundle, a folder with manifest.json.
+        backend: "auto" takes the manifest's first artefact that runs on this machine (`predict.about` says which, and
+            why not those before it); a name takes the first of that backend, and nothing else.
+        score_threshold: raises the bundle's score threshold (0…1).
+        threads: CPU threads; None takes one per usable physical core.
+        form, precision: only artefacts of this form ("native", "portable") or precision ("fp32", "fp16").
+
+    Raises:
+        BundleError: the folder is no whole bundle, or `score_threshold` is below what it was exported with.
+        BackendError: nothing in it can run here as asked; the message says why for each artefact.
+    """
+    manifest = Manifest.read(path)
+    check_score(score_threshold, manifest.thresholds["score"])
+    skipped: list[dict[str, Any]] = []
+    for artifact in manifest.artifacts:
+        if not _wanted(artifact, backend, form, precision):
+            continue
+        why = manifest.preflight(artifact)
+        if why is None:
+            manifest.verify_files(artifact.files)
+            try:
+                runner = _runner(manifest, artifact, threads)
+            except BackendError as error:
+                why = str(error)
+                if backend == "auto":
+                    warnings.warn(f"{path}: {artifact} is left out: {why}", stacklevel=2)
+            else:
+                return _predictor(manifest, artifact, runner, score_threshold, skipped)
+        skipped.append(
+            {"backend": artifact.backend, "form": artifact.form, "precision": artifact.precision, "why": why}
+        )
+    raise BackendError(_nothing_runs(manifest, backend, form, precision, skipped))
+
+
+def _wanted(artifact: Artifact, backend: str, form: str | None, precision: str | None) -> bool:
+    asked = {"backend": None if backend == "auto" else backend, "form": form, "precision": precision}
+    return all(value is None or getattr(artifact, name) == value for name, value in asked.items())
+
+
+def _runner(manifest: Manifest, artifact: Artifact, threads: int | None) -> Runner:
+    """A new backend adds its branch here, and its answer to `Manifest.preflight`."""
+    if artifact.backend == "onnxruntime":
+        from .backends.onnxruntime import OnnxRuntimeRunner
+
+        return OnnxRuntimeRunner(manifest.path(artifact.files[0]), threads=threads)
+    raise BackendError(f"this version of regionrt does not execute the backend {artifact.backend!r}")
+
+
+def _predictor(
+    manifest: Manifest, artifact: Artifact, runner: Runner, score_threshold: float | None, skipped: list[dict[str, Any]]
+) -> Predictor:
+    about = {
+        "bundle": str(manifest.folder),
+        "model": manifest.model,
+        "task": manifest.task,
+        "form": artifact.form,
+        "precision": artifact.precision,
+        "files": list(artifact.files),
+        "threads": getattr(runner, "threads", None),
+        "skipped": skipped,
+    }
+    return Predictor(
+        runner,
+        manifest.canvas,
+        manifest.labels,
+        manifest.thresholds,
+        score_threshold=score_threshold,
+        max_batch=min(manifest.max_batch or DEFAULT_MAX_BATCH, DEFAULT_MAX_BATCH),
+        about=about,
+    )
+
+
+def _nothing_runs(
+    manifest: Manifest, backend: str, form: str | None, precision: str | None, skipped: list[dict[str, Any]]
+) -> str:
+    asked = ", ".join(f"{value}" for value in (backend, form, precision) if value is not None)
+    if not skipped:
+        held = ", ".join(str(artifact) for artifact in manifest.artifacts) or "nothing"
+        return f"{manifest.folder}: asked for {asked}, the bundle holds {held}"
+    reasons = " · ".join(
+        f"{entry['backend']} {entry['form']} {entry['precision']}: {entry['why']}" for entry in skipped
+    )
+    return f"{manifest.folder}: asked for {asked}, and nothing of it can run here: {reasons}"

@@ -1,0 +1,222 @@
+"""The Predictor: photos in, Detections out, whatever backend runs the net."""
+
+from __future__ import annotations
+
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .backends import Runner
+from .errors import BackendError, BundleError, ImageError
+from .image import Canvas, Placement, check_rgb, read_image
+from .results import Detections
+
+Photo = np.ndarray | str | Path
+OUTPUTS = ("num_detections", "boxes", "scores", "labels", "overflow")
+_AHEAD = 3  # photos decoded before their turn: hides the decoder behind the net, bounds the memory
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A batch on its canvas: `images` uint8 [N, H, W, 3], `image_sizes` int32 [N, 2], and the way back."""
+
+    images: np.ndarray
+    image_sizes: np.ndarray
+    placements: list[Placement]
+
+
+class Predictor:
+    """Preprocess → backend → postprocess. Safe to call from several threads at once; a context manager.
+
+    Args:
+        runner: what executes the net.
+        canvas: the input it was built for.
+        labels: names by label index, `labels[0]` the background.
+        thresholds: what the net was built with; "score" is needed.
+        score_threshold: raises the score threshold; None keeps the net's own.
+        max_batch: most photos that go through the net at once (`batch` cuts longer lists).
+        about: what is known about the artefact, shown as `about`.
+    """
+
+    def __init__(
+        self,
+        runner: Runner,
+        canvas: Canvas,
+        labels: Sequence[str],
+        thresholds: Mapping[str, float],
+        *,
+        score_threshold: float | None = None,
+        max_batch: int = 4,
+        about: Mapping[str, Any] | None = None,
+    ) -> None:
+        if max_batch < 1:
+            raise ValueError(f"max_batch: expected at least 1, got {max_batch}")
+        check_score(score_threshold, thresholds["score"])
+        self.runner = runner
+        self.canvas = canvas
+        self.labels = tuple(labels)
+        self.thresholds = dict(thresholds)
+        self.score_threshold = thresholds["score"] if score_threshold is None else score_threshold
+        self.max_batch = max_batch
+        self.about: dict[str, Any] = {"backend": runner.name, **(about or {})}
+
+    def __call__(self, image: Photo) -> Detections:
+        """What is in one photo: an RGB uint8 array [H, W, 3], or the path of an image file.
+
+        Raises ImageError (the photo) or BackendError (the engine).
+        """
+        return self.batch([image])[0]
+
+    def batch(self, images: Iterable[Photo]) -> list[Detections]:
+        """The same for many, of any sizes, in their order; at most `max_batch` at once on the net."""
+        found: list[Detections] = []
+        waiting: list[np.ndarray] = []
+        for image in images:
+            waiting.append(as_rgb(image))
+            if len(waiting) == self.max_batch:
+                found += self._through(waiting)
+                waiting = []
+        return found + (self._through(waiting) if waiting else [])
+
+    def stream(
+        self, paths: Iterable[str | Path], on_error: Callable[[str, ImageError], None] | None = None
+    ) -> Iterator[tuple[str, Detections]]:
+        """(name, Detections) for each image file, in order; the next files are decoded and resized meanwhile.
+
+        A file that cannot be read raises ImageError, or with `on_error` is told to it as (name, error) and left out.
+        """
+        for name, _, found in self.stream_images(paths, on_error):
+            yield name, found
+
+    def stream_images(
+        self, paths: Iterable[str | Path], on_error: Callable[[str, ImageError], None] | None = None
+    ) -> Iterator[tuple[str, np.ndarray, Detections]]:
+        """`stream` with the decoded photo (RGB uint8 [H, W, 3]) as well, for who draws on it."""
+        queue: deque[tuple[str, Future[tuple[np.ndarray, Prepared]]]] = deque()
+        source = iter(paths)
+        with ThreadPoolExecutor(1, thread_name_prefix="regionrt-decode") as decoder:
+            try:
+                while True:
+                    while len(queue) < _AHEAD and (path := next(source, None)) is not None:
+                        queue.append((str(path), decoder.submit(self._decode, path)))
+                    if not queue:
+                        return
+                    name, future = queue.popleft()
+                    try:
+                        image, prepared = future.result()
+                    except ImageError as error:
+                        if on_error is None:
+                            raise
+                        on_error(name, error)
+                        continue
+                    yield name, image, self.finish(prepared, self.execute(prepared))[0]
+            finally:
+                for _, future in queue:
+                    future.cancel()
+
+    def _decode(self, path: str | Path) -> tuple[np.ndarray, Prepared]:
+        image = read_image(path)
+        return image, self.prepare([image])
+
+    def _through(self, images: Sequence[np.ndarray]) -> list[Detections]:
+        prepared = self.prepare(images)
+        return self.finish(prepared, self.execute(prepared))
+
+    def prepare(self, images: Sequence[np.ndarray]) -> Prepared:
+        """First step: RGB uint8 arrays onto the canvas."""
+        return Prepared(*self.canvas.place(images))
+
+    def execute(self, prepared: Prepared) -> dict[str, np.ndarray]:
+        """Second step: the net. Outputs by name as `Runner` describes them."""
+        return self.runner.run(prepared.images, prepared.image_sizes)
+
+    def finish(self, prepared: Prepared, outputs: Mapping[str, np.ndarray]) -> list[Detections]:
+        """Third step: counts, thresholds, and boxes back in pixels of the photos. Warns of dropped candidates."""
+        self._check(outputs, len(prepared.placements))
+        dropped = int(outputs["overflow"].sum())
+        if dropped:
+            warnings.warn(
+                f"{dropped} candidate boxes above the score threshold were dropped by the cap of "
+                f"{self.thresholds.get('candidates', 'the net')}: objects may be missing; export with a higher --score",
+                stacklevel=3,
+            )
+        return [self._of(index, placement, outputs) for index, placement in enumerate(prepared.placements)]
+
+    def _of(self, index: int, placement: Placement, outputs: Mapping[str, np.ndarray]) -> Detections:
+        count = int(outputs["num_detections"][index])
+        boxes, scores, labels = (outputs[name][index, :count] for name in ("boxes", "scores", "labels"))
+        masks = outputs["masks"][index, :count] if "masks" in outputs else None
+        if not (np.isfinite(boxes).all() and np.isfinite(scores).all()):
+            raise BackendError(
+                f"{self.runner.name}: a box or score is not finite; expected numbers: the artefact is broken"
+            )
+        if count and not (labels.min() >= 1 and labels.max() < len(self.labels)):
+            raise BackendError(
+                f"{self.runner.name}: labels {labels.min()}…{labels.max()}, expected 1…{len(self.labels) - 1}: "
+                "the artefact does not belong to these labels"
+            )
+        # Copies: the outputs may be a view of a buffer of all N × D rows, which would live as long as the results.
+        found = Detections(
+            placement.boxes_to_original(boxes),
+            scores.astype(np.float32),
+            labels.astype(np.int32),
+            placement.original,
+            self.labels,
+            None if masks is None else masks.astype(np.float32),
+        )
+        return found.above(self.score_threshold) if self.score_threshold > self.thresholds["score"] else found
+
+    def _check(self, outputs: Mapping[str, np.ndarray], images: int) -> None:
+        missing = [name for name in OUTPUTS if name not in outputs]
+        if missing:
+            raise BackendError(
+                f"{self.runner.name}: expected the outputs {', '.join(OUTPUTS)}, found none of {', '.join(missing)}"
+            )
+        slots = outputs["scores"].shape[-1]
+        expected = {"num_detections": (images,), "overflow": (images,), "boxes": (images, slots, 4)}
+        expected |= {"scores": (images, slots), "labels": (images, slots)}
+        for name, shape in expected.items():
+            if outputs[name].shape != shape:
+                raise BackendError(
+                    f"{self.runner.name}: {name}: expected {list(shape)}, found {list(outputs[name].shape)}"
+                )
+        counts = outputs["num_detections"]
+        if counts.min(initial=0) < 0 or counts.max(initial=0) > slots:
+            raise BackendError(f"{self.runner.name}: num_detections {counts.tolist()}, expected 0…{slots}")
+
+    def close(self) -> None:
+        """Frees the engine; calls afterwards raise BackendError."""
+        self.runner.close()
+
+    def __enter__(self) -> Predictor:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def as_rgb(image: Photo) -> np.ndarray:
+    """An array as it is (checked), a path decoded: RGB uint8 [H, W, 3]. Raises ImageError."""
+    if isinstance(image, (str, Path)):
+        return read_image(image)
+    check_rgb(image)
+    return image
+
+
+def check_score(asked: float | None, built: float) -> None:
+    """Raises BundleError if a score threshold is asked for below the one that the net was built with."""
+    if asked is None:
+        return
+    if not 0 <= asked <= 1:
+        raise BundleError(f"score threshold: expected 0…1, found {asked}")
+    if asked < built:
+        raise BundleError(
+            f"score threshold {asked}: the bundle was exported with {built} and holds nothing below it; "
+            f"give at least {built}, or export again with `regionrt export --score {asked}`"
+        )
