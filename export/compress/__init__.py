@@ -1,0 +1,1 @@
+"""Compression: transforms of modules, one per file."""

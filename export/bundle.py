@@ -1,0 +1,162 @@
+"""Module or checkpoint → bundle: writes what runtime/bundle.py reads."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+from torch import nn
+
+from regionrt.runtime.atomic import replace_folder
+from regionrt.runtime.bundle import MANIFEST, Artifact, Manifest, is_bundle, sha256_of
+from regionrt.runtime.image import Canvas
+from regionrt.train.checkpoint import Checkpoint, module_from_checkpoint
+from regionrt.train.models.region import canvas_of
+
+from .errors import ExportError
+from .passes.fp16 import fp16
+from .passes.lower import lower
+from .thresholds import MAX_TOP_K, thresholds_of, with_thresholds
+from .to_onnx import onnx_from_module
+from .weights import write_models
+
+FORMS = ("native", "portable")
+PRECISIONS = ("fp32", "fp16")
+WEIGHTS = "weights.bin"
+Progress = Callable[[str, float], None]
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """What is fixed at export. None: the model's own. Sizes are (height, width) in pixels, multiples of the stride."""
+
+    precision: str = "fp32"
+    ops: tuple[str, ...] = FORMS  # forms of our ops, in the order in which the runtime tries them
+    size: tuple[int, int] | None = None
+    dynamic: bool = False  # any size up to `size`, in steps of the stride
+    score: float | None = None
+    nms: float | None = None
+    detections: int | None = None
+    proposals: int | None = None
+    candidates: int = MAX_TOP_K
+
+    def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS:
+            raise ExportError(f"expected a precision of {', '.join(PRECISIONS)}, found {self.precision!r}")
+        unknown = [form for form in self.ops if form not in FORMS]
+        if unknown or not self.ops or len(set(self.ops)) != len(self.ops):
+            raise ExportError(f"expected ops to name each of {', '.join(FORMS)} at most once, found {list(self.ops)}")
+
+
+def export_bundle(
+    source: nn.Module | Checkpoint,
+    out: str | Path,
+    options: ExportOptions | None = None,
+    *,
+    labels: Sequence[str] | None = None,
+    progress: Progress | None = None,
+) -> Path:
+    """Write the bundle `out` of a checkpoint, or of a live torchvision FasterRCNN/MaskRCNN with `labels`.
+
+    labels: names by index, `__background__` first. An older bundle at `out` is replaced in one step; anything else there is
+    an error. Nothing appears under `out` unless it is whole. Raises ExportError, CheckpointError or OutputError.
+    """
+    options = options or ExportOptions()
+    tell = progress or (lambda text, done: None)
+    if isinstance(source, Checkpoint):
+        module, names, model_name = module_from_checkpoint(source), source.labels, source.model
+        checkpoint_hash = sha256_of(source.path) if source.path else None
+    else:
+        if labels is None:
+            raise ExportError("a live module needs labels=: the names of its classes, `__background__` first")
+        module, names, model_name, checkpoint_hash = source, tuple(labels), type(source).__name__, None
+    _check_labels(module, names)
+
+    thresholds = thresholds_of(
+        module,
+        score=options.score,
+        nms=options.nms,
+        detections=options.detections,
+        proposals=options.proposals,
+        candidates=options.candidates,
+    )
+    canvas = canvas_of(module, options.size, options.dynamic)
+    with replace_folder(out, is_bundle) as folder:
+        tell("exporting to ONNX", 0.0)
+        abstract = onnx_from_module(with_thresholds(module, thresholds).eval(), canvas, candidates=thresholds.candidates)
+        if options.precision == "fp16":
+            abstract = fp16(abstract)
+        tell("writing the forms", 0.7)
+        models = {f"{form}.onnx": lower(abstract, form) for form in options.ops}
+        artifacts = tuple(_artifact(file, model, options.precision, canvas) for file, model in models.items())
+        write_models(folder, models, WEIGHTS)
+        (folder / "labels.txt").write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
+        seal(
+            Manifest(
+                folder=folder,
+                task="instance-segmentation" if module.roi_heads.has_mask() else "detection",
+                model=model_name,
+                labels=tuple(names),
+                canvas=canvas,
+                thresholds=thresholds.to_json(),
+                files={},
+                artifacts=artifacts,
+                checkpoint_sha256=checkpoint_hash,
+                created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+                versions={name: version(name) for name in ("regionrt", "torch", "torchvision", "onnx", "onnxscript")},
+            )
+        )
+        tell("done", 1.0)
+    return Path(out)
+
+
+def seal(manifest: Manifest) -> None:
+    """Write `manifest.json` into the manifest's folder, listing every file that lies there with its size and hash."""
+    folder = manifest.folder
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / MANIFEST)
+    entries = {
+        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256_of(path)} for path in files
+    }
+    whole = replace(manifest, files=entries)  # type: ignore[arg-type]
+    (folder / MANIFEST).write_text(json.dumps(whole.to_json(), indent=2) + "\n", encoding="utf-8")
+
+
+def _check_labels(module: nn.Module, labels: Sequence[str]) -> None:
+    predictor = module.roi_heads.box_predictor
+    classes = getattr(getattr(predictor, "cls_score", None), "out_features", len(labels))
+    if len(labels) != classes:
+        raise ExportError(
+            f"expected {classes} labels (one for each class of the model, `__background__` first), found {len(labels)}"
+        )
+    if labels[0] != "__background__" or any("\n" in name or not name.strip() for name in labels):
+        raise ExportError("expected `__background__` as the first label, and no label empty or with a line break")
+
+
+def _artifact(file: str, model: ir.Model, precision: str, canvas: Canvas) -> Artifact:
+    step = canvas.multiple
+    largest = [1, canvas.height, canvas.width, 3]
+    smallest = [1, 2 * step, 2 * step, 3] if canvas.dynamic else largest
+    return Artifact(
+        backend="onnxruntime",
+        form=Path(file).stem,
+        precision=precision,
+        files=(file, WEIGHTS),
+        inputs=tuple(_describe(value) for value in model.graph.inputs),
+        outputs=tuple(_describe(value) for value in model.graph.outputs),
+        profiles=(
+            {
+                "images": {"min": smallest, "opt": largest, "max": largest},
+                "image_sizes": {"min": [1, 2], "opt": [1, 2], "max": [1, 2]},
+            },
+        ),
+    )
+
+
+def _describe(value: ir.Value) -> dict[str, Any]:
+    """Name, NumPy type and shape; a dimension that may vary is given by its name."""
+    shape = [d if isinstance(d, int) else str(d) for d in value.shape or ()]
+    return {"name": value.name, "dtype": ir.DataType(value.dtype).numpy().name, "shape": shape}

@@ -1,0 +1,69 @@
+"""The thresholds and limits of a detector: read from a module, changed on a copy, written into the manifest."""
+
+import copy
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from torch import nn
+
+from .errors import ExportError
+
+MAX_TOP_K = 3840  # TensorRT's TopK takes no more
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """What is fixed at export. Scores and IoUs are 0..1, the others counts."""
+
+    score: float  # of a final detection
+    nms: float  # IoU of the final NMS, per class
+    detections: int  # most detections of an image, D
+    proposals: int  # most proposals of an image, P
+    proposal_nms: float
+    proposal_score: float
+    proposal_candidates: int  # best anchors of a level that enter its NMS
+    candidates: int  # best (RoI, class) pairs that enter the final NMS
+
+    def __post_init__(self) -> None:
+        for name in ("score", "nms", "proposal_nms", "proposal_score"):
+            value = getattr(self, name)
+            if not 0 <= value <= 1:
+                raise ExportError(f"expected {name} between 0 and 1, found {value}")
+        for name in ("detections", "proposals", "proposal_candidates", "candidates"):
+            value = getattr(self, name)
+            if not 1 <= value <= MAX_TOP_K:
+                raise ExportError(f"expected {name} between 1 and {MAX_TOP_K} (TensorRT's TopK limit), found {value}")
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def thresholds_of(module: nn.Module, **changes: float | int | None) -> Thresholds:
+    """The module's own thresholds, with the given ones (not None) in their place."""
+    heads, rpn = module.roi_heads, module.rpn
+    own = Thresholds(
+        score=heads.score_thresh,
+        nms=heads.nms_thresh,
+        detections=heads.detections_per_img,
+        proposals=rpn._post_nms_top_n["testing"],
+        proposal_nms=rpn.nms_thresh,
+        proposal_score=rpn.score_thresh,
+        proposal_candidates=rpn._pre_nms_top_n["testing"],
+        candidates=MAX_TOP_K,
+    )
+    return replace(own, **{name: value for name, value in changes.items() if value is not None})  # type: ignore[arg-type]
+
+
+def with_thresholds(module: nn.Module, thresholds: Thresholds | Mapping[str, Any]) -> nn.Module:
+    """A copy of the module (sharing no weights) that uses `thresholds`; a manifest's dictionary is accepted."""
+    if not isinstance(thresholds, Thresholds):
+        thresholds = Thresholds(**thresholds)
+    changed = copy.deepcopy(module)
+    heads, rpn = changed.roi_heads, changed.rpn
+    heads.score_thresh, heads.nms_thresh = thresholds.score, thresholds.nms
+    heads.detections_per_img = thresholds.detections
+    rpn.nms_thresh, rpn.score_thresh = thresholds.proposal_nms, thresholds.proposal_score
+    rpn._post_nms_top_n = {**rpn._post_nms_top_n, "testing": thresholds.proposals}
+    rpn._pre_nms_top_n = {**rpn._pre_nms_top_n, "testing": thresholds.proposal_candidates}
+    return changed

@@ -1,0 +1,220 @@
+"""PyTorch eager against an artefact, from the same canvas: stage by stage, then end to end.
+
+Every unit between two of our ops is fed with eager's own values, so that an error is seen where it arises and not where
+it has grown. Proposals and detections are compared as sets: another order of ties is no difference.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from torch import nn
+
+from regionrt.runtime.backends.onnxruntime import OnnxRuntimeRunner
+from regionrt.runtime.bundle import Artifact, Manifest
+from regionrt.runtime.image import Canvas
+from regionrt.train.models.region import eager
+
+from .errors import ExportError
+from .matching import match_scored
+from .passes.split import Unit, split
+from .thresholds import with_thresholds
+from .verdict import TOLERANCES, Agreement, StageCheck, Tolerance, Verification, stage_of
+
+Values = Mapping[str, np.ndarray]
+_SETS = {  # ops whose outputs are sets of boxes: names of boxes, scores, labels, count
+    "RegionProposals": ("rois", "roi_scores", None, "roi_counts"),
+    "RegionDetections": ("boxes", "scores", "labels", "num_detections"),
+}
+
+
+def verify(
+    bundle: str | Path,
+    module: nn.Module,
+    images: Sequence[tuple[str, np.ndarray]],
+    *,
+    batches: Sequence[int] = (1, 4),
+    forms: Sequence[str] | None = None,
+    progress: Callable[[str, float], None] | None = None,
+) -> list[Verification]:
+    """Judge each ONNX artefact of `bundle` against `module`, the PyTorch detector that it was exported from.
+
+    images: (name, RGB uint8 [H, W, 3]). Stages are fed at the first of `batches`, end to end runs at each of them;
+    progress is called with a text and the share done. A difference is a verdict, not an error; ExportError means that
+    there is nothing to verify. Engines run on their device only and are judged there, by `bench`.
+    """
+    if not images:
+        raise ExportError("expected at least one image to verify on, found none")
+    manifest = Manifest.read(bundle)
+    module = with_thresholds(module, manifest.thresholds).eval()
+    chosen = [a for a in manifest.artifacts if a.backend == "onnxruntime" and (not forms or a.form in forms)]
+    if not chosen:
+        raise ExportError(f"{bundle} holds no ONNX artefact{f' of form {forms}' if forms else ''} to verify")
+
+    results = []
+    for number, artifact in enumerate(chosen):
+
+        def tell(text: str, done: float, start: int = number, name: str = str(artifact)) -> None:
+            if progress:
+                progress(f"{name}: {text}", (start + done) / len(chosen))
+
+        tolerance = TOLERANCES.get(artifact.precision)
+        if tolerance is None:
+            known = " or ".join(TOLERANCES)
+            raise ExportError(f"{artifact}: no tolerance is known for {artifact.precision}, expected {known}")
+        result = Verification(artifact.files[0], artifact.form, artifact.precision, len(images), tolerance)
+        result.checks = _check_stages(manifest, artifact, module, images, batches[0], tolerance, tell)
+        for step, batch in enumerate(batches):
+            tell(f"end to end, batch {batch}", 0.6 + 0.4 * step / len(batches))
+            result.agreements.append(_check_whole(manifest, artifact, module, images, batch, tolerance))
+        results.append(result)
+    return results
+
+
+def _check_stages(
+    manifest: Manifest,
+    artifact: Artifact,
+    module: nn.Module,
+    images: Sequence[tuple[str, np.ndarray]],
+    batch: int,
+    tolerance: Tolerance,
+    tell: Callable[[str, float], None],
+) -> list[StageCheck]:
+    model = ir.external_data.load_to_model(ir.load(manifest.path(artifact.files[0])))
+    sessions = [_UnitSession(unit) for unit in split(model)]
+    checks: dict[str, StageCheck] = {}
+    done = 0
+    for names, canvases, sizes in _batches(images, manifest.canvas, batch):
+        reference = _eager(module, canvases, sizes, manifest, stages=True)
+        reference |= {"images": canvases, "image_sizes": sizes}
+        for session in sessions:
+            found = session.run(reference)
+            compare = _compare_sets if session.op in _SETS else _compare_values
+            for value, limit, errors in compare(session.op, found, reference, tolerance):
+                check = checks.setdefault(value, StageCheck(stage_of(value), value, session.name, limit))
+                for name, (error, absolute) in zip(names, errors, strict=True):
+                    check.add(error, absolute, name)
+        done += len(names)
+        tell(f"stages, {done} of {len(images)} images", 0.6 * done / len(images))
+    return list(checks.values())
+
+
+class _UnitSession:
+    """One unit of a cut graph in ONNX Runtime, fed by stage names."""
+
+    def __init__(self, unit: Unit):
+        import onnxruntime
+
+        self.name, self.op = unit.name, unit.op
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        data = ir.to_proto(unit.model).SerializeToString()
+        self.session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+        self.inputs = {value.name: ir.DataType(value.dtype).numpy() for value in unit.model.graph.inputs}
+
+    def run(self, values: Values) -> dict[str, np.ndarray]:
+        feeds = {name: values[stage_name(name)].astype(dtype, copy=False) for name, dtype in self.inputs.items()}
+        outputs = [output.name for output in self.session.get_outputs()]
+        return {stage_name(n): v for n, v in zip(outputs, self.session.run(outputs, feeds), strict=True)}
+
+
+def stage_name(value: str) -> str:
+    """The stage name of a value in a graph of any precision: passes mark what they convert with `.fp16` or `.fp32`."""
+    return value.removesuffix(".fp32").removesuffix(".fp16")
+
+
+def _compare_values(
+    op: str | None, found: Values, reference: Values, tolerance: Tolerance
+) -> Iterator[tuple[str, float, list[tuple[float, float]]]]:
+    """Per output: its name, the limit, and for each image the error as a part of max |reference|, and absolute."""
+    for name, value in found.items():
+        wanted = reference[name].astype(np.float64)
+        scale = float(np.abs(wanted).max()) or 1.0
+        difference = np.abs(value.astype(np.float64) - wanted)
+        if value.shape[0] != reference["images"].shape[0]:  # anchors: the same for each image
+            difference = np.broadcast_to(difference, (reference["images"].shape[0], *difference.shape))
+        worst = difference.reshape(len(difference), -1).max(1)
+        yield name, tolerance.stage, [(float(w) / scale, float(w)) for w in worst]
+
+
+def _compare_sets(
+    op: str | None, found: Values, reference: Values, tolerance: Tolerance
+) -> Iterator[tuple[str, float, list[tuple[float, float]]]]:
+    """For the boxes of our ops: the share that has no partner, and the largest score error of those that have one."""
+    assert op is not None
+    boxes, scores, labels, count = _SETS[op]
+    errors = []
+    for n in range(len(reference[count])):
+        sets = [_set_of(values, n, boxes, scores, labels, count) for values in (reference, found)]
+        rows, columns = match_scored(*sets, min_iou=tolerance.iou, max_score_error=tolerance.score)
+        most = max(len(sets[0][0]), len(sets[1][0]))
+        worst = np.abs(sets[0][1][rows] - sets[1][1][columns]).max(initial=0.0)
+        errors.append((1 - len(rows) / most if most else 0.0, float(worst)))
+    yield boxes, 1 - tolerance.matched, errors
+
+
+def _set_of(values: Values, n: int, boxes: str, scores: str, labels: str | None, count: str):
+    rows = slice(0, int(values[count][n]))
+    names = values[labels][n, rows] if labels else np.zeros(rows.stop, np.int32)
+    return values[boxes][n, rows], values[scores][n, rows], names
+
+
+def _check_whole(
+    manifest: Manifest,
+    artifact: Artifact,
+    module: nn.Module,
+    images: Sequence[tuple[str, np.ndarray]],
+    batch: int,
+    tolerance: Tolerance,
+) -> Agreement:
+    agreement = Agreement(batch)
+    runner = OnnxRuntimeRunner(manifest.path(artifact.files[0]))
+    try:
+        for names, canvases, sizes in _batches(images, manifest.canvas, batch):
+            wanted, found = _eager(module, canvases, sizes, manifest, stages=False), runner.run(canvases, sizes)
+            for n, name in enumerate(names):
+                _add_image(agreement, name, n, wanted, found, tolerance)
+    finally:
+        runner.close()
+    return agreement
+
+
+def _add_image(agreement: Agreement, name: str, n: int, wanted: Values, found: Values, tolerance: Tolerance) -> None:
+    sets = [_set_of(values, n, "boxes", "scores", "labels", "num_detections") for values in (wanted, found)]
+    rows, columns = match_scored(*sets, min_iou=tolerance.iou, max_score_error=tolerance.score)
+    if "masks" in wanted and len(rows):
+        a, b = wanted["masks"][n][rows] >= 0.5, found["masks"][n][columns] >= 0.5
+        union = (a | b).sum((1, 2))
+        same = np.divide((a & b).sum((1, 2)), union, out=np.ones(len(rows)), where=union > 0) >= tolerance.mask_iou
+        rows, columns = rows[same], columns[same]
+    agreement.add(
+        name,
+        matched=len(rows),
+        eager=len(sets[0][0]),
+        artefact=len(sets[1][0]),
+        score_error=float(np.abs(sets[0][1][rows] - sets[1][1][columns]).max(initial=0.0)),
+    )
+
+
+def _eager(module: nn.Module, canvases: np.ndarray, sizes: np.ndarray, manifest: Manifest, *, stages: bool):
+    values: dict[str, Any] = eager(
+        module,
+        torch.from_numpy(canvases),
+        torch.from_numpy(sizes),
+        candidates=int(manifest.thresholds["candidates"]),
+        stages=stages,
+    )
+    return {name: value.numpy() for name, value in values.items()}
+
+
+def _batches(
+    images: Sequence[tuple[str, np.ndarray]], canvas: Canvas, batch: int
+) -> Iterator[tuple[list[str], np.ndarray, np.ndarray]]:
+    """Names, canvases uint8 [N, H, W, 3] and valid sizes int32 [N, 2] of `batch` images at a time."""
+    for start in range(0, len(images), batch):
+        chunk = images[start : start + batch]
+        canvases, sizes, _ = canvas.place([image for _, image in chunk])
+        yield [name for name, _ in chunk], canvases, sizes
