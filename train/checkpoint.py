@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from regionrt.runtime.atomic import replace_file
 from regionrt.runtime.errors import RegionRTError
 
 from .models import BACKGROUND, MODELS, ModelError, build_model
@@ -66,15 +66,16 @@ def read_checkpoint(
 
 
 def write_checkpoint(path: str | Path, checkpoint: Checkpoint) -> None:
-    """Write beside, fsync, rename: the name `path` never holds half a file."""
+    """Write the whole file, or leave what was there. OutputError where the disk is full or not writable."""
     content = {
         "format": FORMAT,
         "model": checkpoint.model,
         "config": dict(checkpoint.config),
         "labels": list(checkpoint.labels),
-        "state_dict": {k: v.detach().cpu() for k, v in checkpoint.state_dict.items()},
+        "state_dict": {k: v.detach().cpu().contiguous() for k, v in checkpoint.state_dict.items()},
     }
-    save_atomic(content, Path(path))
+    with replace_file(path) as beside:
+        torch.save(content, beside)
 
 
 def module_from_checkpoint(checkpoint: Checkpoint) -> nn.Module:
@@ -134,20 +135,6 @@ def read_tensors(path: Path) -> dict[Any, Any]:
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: expected a dictionary, found {_summary(content)}")
     return dict(content)
-
-
-def save_atomic(content: Any, path: Path) -> None:
-    """`torch.save` under a temporary name in the same folder, fsync, rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with open(beside, "wb") as file:
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def _ours(path: Path, content: dict[Any, Any], given: Mapping[str, object]) -> Checkpoint:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -24,8 +25,7 @@ class Backbone:
     levels: int  # feature maps that the RPN reads
     stride: int  # of the coarsest map that RoIs are pooled from
     anchor_sizes: tuple[tuple[int, ...], ...]  # per level, sides in canvas px
-    source: str  # prefix of the layers' keys in the classifier's state_dict
-    target: str  # and in the detector's
+    source: str  # prefix of its layers' keys in the classifier's state_dict
     description: str
 
 
@@ -61,18 +61,18 @@ def _squeezenet1_1(config: RegionConfig) -> nn.Module:
     """
     features = models.squeezenet1_1(weights=None).features
     features[0].padding = (1, 1)
-    return _single(features, 512)
+    return _one_map(features, 512, config.channels)
 
 
 def _mobilenet_v2(config: RegionConfig) -> nn.Module:
     """MobileNetV2 (Sandler et al., arXiv:1801.04381) up to its last block of stride 16: one map of 96 channels."""
-    return _single(models.mobilenet_v2(weights=None, norm_layer=NORMS[config.norm]).features[:14], 96)
+    return _one_map(models.mobilenet_v2(weights=None, norm_layer=NORMS[config.norm]).features[:14], 96, config.channels)
 
 
 def _mobilenet_v3_large(config: RegionConfig) -> nn.Module:
     """MobileNetV3-Large (Howard et al., arXiv:1905.02244) with a pyramid on strides 8, 16 and 32."""
     features = models.mobilenet_v3_large(weights=None, norm_layer=NORMS[config.norm]).features
-    return BackboneWithFPN(features, {"6": "0", "12": "1", "16": "2"}, [40, 112, 960], config.channels)
+    return BackboneWithFPN(features, {"6": "0", "12": "1", "16": "2"}, [40, 112, 960], config.channels or 256)
 
 
 def _resnet(builder: Callable[..., models.ResNet]) -> Callable[[RegionConfig], nn.Module]:
@@ -81,47 +81,64 @@ def _resnet(builder: Callable[..., models.ResNet]) -> Callable[[RegionConfig], n
     def build(config: RegionConfig) -> nn.Module:
         body = builder(weights=None, norm_layer=NORMS[config.norm])
         widths = [body.inplanes // 8 * 2**i for i in range(4)]
-        return BackboneWithFPN(body, {f"layer{i + 1}": str(i) for i in range(4)}, widths, config.channels)
+        return BackboneWithFPN(body, {f"layer{i + 1}": str(i) for i in range(4)}, widths, config.channels or 256)
 
     return build
 
 
-def _single(features: nn.Sequential, channels: int) -> nn.Module:
-    features.out_channels = channels  # type: ignore[assignment]  # where torchvision's FasterRCNN looks for it
-    return features
+def _one_map(features: nn.Sequential, width: int, channels: int | None) -> nn.Module:
+    """One map; for another number of channels behind a 1×1 convolution (as torchvision does without a pyramid)."""
+    layers = OrderedDict(body=features)
+    if channels:
+        layers["neck"] = nn.Conv2d(width, channels, 1)
+    backbone = nn.Sequential(layers)
+    backbone.out_channels = channels or width  # type: ignore[assignment]  # where torchvision's FasterRCNN looks for it
+    return backbone
 
 
 _OF_ONE_MAP = ((16, 32, 64, 128, 256),)
 _OF_PYRAMID = tuple((size,) for size in (16, 32, 64, 128, 256))
 BACKBONES = {
-    "squeezenet1_1": Backbone(
-        _squeezenet1_1, 1, 16, _OF_ONE_MAP, "features.", "backbone.", "one map, stride 16, no norm"
-    ),
-    "mobilenet_v2": Backbone(_mobilenet_v2, 1, 16, _OF_ONE_MAP, "features.", "backbone.", "one map, stride 16"),
+    "squeezenet1_1": Backbone(_squeezenet1_1, 1, 16, _OF_ONE_MAP, "features.", "one map, stride 16, no norm"),
+    "mobilenet_v2": Backbone(_mobilenet_v2, 1, 16, _OF_ONE_MAP, "features.", "one map, stride 16"),
     "mobilenet_v3_large": Backbone(
         _mobilenet_v3_large,
         4,
         32,
         tuple((s,) for s in (24, 48, 96, 192)),
         "features.",
-        "backbone.body.",
         "FPN, strides 8-64",
     ),
-    "resnet18": Backbone(_resnet(models.resnet18), 5, 32, _OF_PYRAMID, "", "backbone.body.", "FPN, strides 4-64"),
-    "resnet50": Backbone(_resnet(models.resnet50), 5, 32, _OF_PYRAMID, "", "backbone.body.", "FPN, strides 4-64"),
+    "resnet18": Backbone(_resnet(models.resnet18), 5, 32, _OF_PYRAMID, "", "FPN, strides 4-64"),
+    "resnet50": Backbone(_resnet(models.resnet50), 5, 32, _OF_PYRAMID, "", "FPN, strides 4-64"),
 }
 
 
-def backbone_keys(name: str, classifier: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A torchvision classifier's state_dict under the keys that its layers have in a detector; other keys are kept
-    apart.
+@dataclass(frozen=True)
+class InitialWeights:
+    """What of a file of ImageNet weights goes into a detector, and what has no place there."""
 
-    Keys outside the layers' prefix (`classifier.`, `fc.`) are left out.
-    """
+    state_dict: dict[str, Tensor]  # under the detector's keys
+    missing: list[str]  # layers of the backbone that the file lacks
+    unexpected: list[str]  # keys that are no layer of this backbone at all
+    left_out: list[str]  # the classifier, and layers that the detector cuts off
+
+
+def initial_weights(name: str, module: nn.Module, classifier: Mapping[str, Tensor]) -> InitialWeights:
+    """Sort a torchvision classifier's state_dict into a detector with the backbone `name`. Shapes are not looked at."""
     entry = BACKBONES[name]
-    heads = ("classifier.", "fc.")
-    return {
-        entry.target + key[len(entry.source) :]: value
-        for key, value in classifier.items()
-        if key.startswith(entry.source) and not key.startswith(heads)
-    }
+    prefix = "backbone.body."
+    wanted = {key for key in module.state_dict() if key.startswith(prefix)}
+    whole = getattr(models, name)(weights=None).state_dict()
+    placed: dict[str, Tensor] = {}
+    unexpected: list[str] = []
+    left_out: list[str] = []
+    for key, value in classifier.items():
+        target = prefix + key[len(entry.source) :]
+        if key.startswith(entry.source) and target in wanted:
+            placed[target] = value
+        else:
+            (left_out if key in whole else unexpected).append(key)
+    # Counters of BatchNorm are not weights, and frozen BatchNorm has none.
+    missing = sorted(key for key in wanted - set(placed) if not key.endswith("num_batches_tracked"))
+    return InitialWeights(placed, missing, unexpected, left_out)

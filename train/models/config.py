@@ -23,7 +23,7 @@ class RegionConfig:
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
     norm: str = "batch"  # or "frozen": BatchNorm with the statistics and scales that --init brought
-    channels: int = 256  # of the feature pyramid; backbones of one level keep their own
+    channels: int | None = None  # of the feature maps; None: a pyramid 256, one map what its backbone gives
     anchor_sizes: tuple[Any, ...] | None = (
         None  # sides in px: one level takes all; a pyramid one number or list per level
     )
@@ -48,7 +48,7 @@ class RegionConfig:
         if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
             raise ModelError(f"mean {list(self.mean)} and std {list(self.std)}: give three numbers each, std above 0")
         for name in ("channels", "representation", "anchors_per_image", "rois_per_image", "detections", "proposals"):
-            if getattr(self, name) < 1:
+            if (getattr(self, name) or 1) < 1:
                 raise ModelError(f"{name} {getattr(self, name)}: give 1 or more")
         for name in ("score", "nms", "proposal_nms"):
             if not 0 <= getattr(self, name) <= 1:

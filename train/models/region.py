@@ -10,17 +10,15 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import MultiScaleRoIAlign, clip_boxes_to_image, nms, remove_small_boxes
 
-from .errors import ModelError
+from regionrt.runtime.image import Canvas
 
-if TYPE_CHECKING:
-    from regionrt.runtime.image import Canvas
+from .errors import ModelError
 
 MAX_CANDIDATES = 3840  # TensorRT's TopK takes no more
 _PROBE_PX = 128
@@ -69,8 +67,6 @@ def canvas_of(module: nn.Module, size: Sequence[int] | None = None, dynamic: boo
     `size` is (height, width); without it the module's `canvas_size` (which `build_model` sets), and without that the
     landscape canvas that holds what the rule makes of any landscape photo. ModelError where it does not fit the stride.
     """
-    from regionrt.runtime.image import Canvas
-
     stride = stride_of(module)
     min_size, max_size = int(module.transform.min_size[-1]), int(module.transform.max_size)
     if size is None:
@@ -79,6 +75,19 @@ def canvas_of(module: nn.Module, size: Sequence[int] | None = None, dynamic: boo
         size = [-(-v // stride) * stride for v in (min_size, max_size)]
     height, width = check_size(size, stride)
     return Canvas(height, width, min_size=min_size, max_size=max_size, multiple=stride, dynamic=dynamic)
+
+
+def thresholds_of(module: nn.Module) -> dict[str, float]:
+    """What a module's detections are filtered by, under the names that a bundle's manifest gives them."""
+    rpn, heads = module.rpn, module.roi_heads
+    return {
+        "score": float(heads.score_thresh),
+        "nms": float(heads.nms_thresh),
+        "detections": int(heads.detections_per_img),
+        "proposals": int(rpn._post_nms_top_n["testing"]),
+        "proposal_nms": float(rpn.nms_thresh),
+        "candidates": MAX_CANDIDATES,
+    }
 
 
 def normalise(

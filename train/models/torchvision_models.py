@@ -20,6 +20,9 @@ BUILDERS = (
     "maskrcnn_resnet50_fpn",
     "maskrcnn_resnet50_fpn_v2",
 )
+BACKBONE_OF = {  # model -> the classifier that its backbone is cut from
+    f"torchvision/{name}": "resnet50" if "resnet50" in name else "mobilenet_v3_large" for name in BUILDERS
+}
 STRIDE = 32
 _ARGUMENTS = {  # our option -> torchvision's arguments
     "min_size": ("min_size",),

@@ -1,0 +1,283 @@
+"""Training: Lightning's loop around `region.losses`, with checkpoints by validation AP and resuming after a kill."""
+
+from __future__ import annotations
+
+import logging
+import time
+import warnings
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import TQDMProgressBar
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from regionrt.runtime.atomic import replace_file
+
+from .batches import Batch, EpochSampler, TrainingCanvases, collate
+from .checkpoint import Checkpoint, write_checkpoint
+from .data import DetectionData, open_data
+from .evaluate import evaluate
+from .initial import frozen_modules, init_backbone
+from .models import MODELS, ModelError, RegionConfig, build_model
+from .models.region import canvas_of, losses
+from .models.torchvision_models import BACKBONE_OF
+from .options import TrainError, TrainOptions
+from .run_folder import RunFolder
+from .torch_runner import torch_predictor
+
+__all__ = ["TrainError", "TrainOptions", "train"]
+
+Report = Callable[[Mapping[str, Any]], None]
+
+
+def train(
+    model: str,
+    data: str | Path,
+    out: str | Path,
+    options: TrainOptions | None = None,
+    *,
+    config: Mapping[str, Any] | None = None,
+    classes: Sequence[str] | None = None,
+    report: Report | None = None,
+) -> Path:
+    """Train a model on a data set into the run folder `out`; returns the path of its `best.pt`.
+
+    model: a name of `MODELS`; config: its options (`RegionConfig`, or what torchvision's builder takes). With
+    `options.init` and no `norm` given, BatchNorm is frozen; without, it learns. classes: of the data, these only.
+    report: called with the row of each epoch (losses, AP, seconds) and with {"note": text}.
+
+    After each epoch `last.pt`, `last.ckpt`, `log.json`, `log.csv` and, when validation AP is the best so far, `best.pt`
+    are replaced atomically. `options.resume` goes on after the last whole epoch; the result is the same as without the
+    interruption, as every random number follows from seed, epoch, step and image. AP is of boxes, for Mask R-CNN of
+    masks.
+
+    Raises TrainError, ModelError, CheckpointError (`init`) and DataError.
+    """
+    options = options or TrainOptions()
+    report = report or (lambda row: None)
+    full = _config(model, config or {}, options)
+    training_data = open_data(data, options.train_split, classes=classes)
+    validation = None
+    if options.evaluate_every:
+        validation = open_data(data, options.val_split, labels=training_data.labels, classes=classes)
+    labels = training_data.labels
+    has_masks = MODELS[model].task == "instance-segmentation"
+    if has_masks and not training_data.has_masks:
+        raise TrainError(f"{model} learns masks, and {data} has none: train faster_rcnn, or give data with masks")
+    if not len(training_data):
+        raise TrainError(f"{data}: split {options.train_split!r} has no images")
+
+    torch.manual_seed(options.seed)
+    module = build_model(model, full, labels)
+    if options.init is not None:
+        for note in init_backbone(module, full.get("backbone") or BACKBONE_OF[model], options.init):
+            report({"note": note})
+    held = frozen_modules(module, options.freeze)
+    items = TrainingCanvases(training_data, canvas_of(module), options.augmentation(), options.seed, has_masks)
+
+    folder = RunFolder(out)
+    asked = {"model": model, "config": full, "labels": list(labels), "data": str(data), "options": options.to_json()}
+    resuming = folder.open(asked, options.resume)
+    keep = _EpochEnd(folder, Checkpoint(model, full, labels, {}), validation, options, report)
+    with _quiet():
+        trainer = pl.Trainer(
+            max_epochs=options.epochs,
+            accelerator=options.accelerator,
+            devices=options.devices,
+            strategy=options.strategy,
+            num_nodes=options.nodes,
+            precision="bf16-mixed" if options.precision == "bf16" else "32-true",
+            gradient_clip_val=options.grad_clip or None,
+            callbacks=[keep, *([TQDMProgressBar(leave=False)] if options.progress else [])],
+            logger=False,
+            enable_checkpointing=False,
+            enable_model_summary=False,
+            enable_progress_bar=options.progress,
+            num_sanity_val_steps=0,
+            use_distributed_sampler=False,
+        )
+        training = _Training(module, items, held, options)
+        trainer.fit(training, ckpt_path=folder.state if resuming else None, weights_only=True)
+    if trainer.interrupted:
+        raise KeyboardInterrupt
+    return folder.best
+
+
+def _config(model: str, given: Mapping[str, Any], options: TrainOptions) -> dict[str, Any]:
+    """The model's options in full, as they will stand in its checkpoints."""
+    if model not in MODELS:
+        raise ModelError(f"unknown model {model!r}: choose one of {', '.join(MODELS)}")
+    config = dict(given)
+    if options.size is not None:
+        config["size"] = list(options.size)
+    if model.startswith("torchvision/"):
+        return config
+    if options.init is not None:
+        config.setdefault("norm", "frozen")
+    return RegionConfig.from_json(config).to_json()
+
+
+class _Training(pl.LightningModule):
+    """One step of training, its optimiser and its batches."""
+
+    def __init__(
+        self, module: nn.Module, items: TrainingCanvases, held: list[nn.Module], options: TrainOptions
+    ) -> None:
+        super().__init__()
+        self.module = module.to(memory_format=torch.channels_last)
+        self.items = items
+        self.options = options
+        self._held = held  # in a list, so that Lightning does not take them for submodules of its own
+        self.sums: dict[str, float] = defaultdict(float)
+        self.steps = 0
+
+    def train_dataloader(self) -> DataLoader:
+        options = self.options
+        sampler = EpochSampler(len(self.items), options.seed, self.trainer.global_rank, self.trainer.world_size)
+        return DataLoader(
+            self.items,
+            batch_size=options.batch,
+            sampler=sampler,
+            collate_fn=collate,
+            num_workers=options.workers,
+            persistent_workers=options.workers > 0,
+            drop_last=len(sampler) > options.batch,  # BatchNorm has no use for a last batch of one
+            generator=torch.Generator(),  # the loader draws from it at every epoch: not from the global one
+        )
+
+    def configure_optimizers(self) -> Any:
+        options = self.options
+        learning = [p for p in self.module.parameters() if p.requires_grad]
+        groups = [
+            {"params": [p for p in learning if p.ndim > 1], "weight_decay": options.weight_decay},
+            {"params": [p for p in learning if p.ndim <= 1], "weight_decay": 0.0},
+        ]
+        optimizer = torch.optim.SGD([g for g in groups if g["params"]], lr=options.lr, momentum=options.momentum)
+        if options.schedule == "constant":
+            return optimizer
+        steps = max(int(self.trainer.estimated_stepping_batches), 2)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer, options.lr, total_steps=steps, pct_start=options.warmup, cycle_momentum=False
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_train_epoch_start(self) -> None:
+        self.module.train()
+        for module in self._held:
+            module.eval()
+        self.sums.clear()
+        self.steps = 0
+
+    def training_step(self, batch: Batch, index: int) -> Tensor:
+        # torchvision samples anchors and RoIs with the global generator: seeded by the step, a resumed run is the same.
+        torch.manual_seed((self.options.seed * 1_000_003 + self.global_step) * 1009 + self.global_rank)
+        values = losses(self.module, *batch)
+        total = torch.stack(list(values.values())).sum()
+        if not torch.isfinite(total):
+            terms = ", ".join(f"{name} {value.item():.3g}" for name, value in values.items())
+            raise TrainError(f"the loss is no number at step {self.global_step} ({terms}): lower --lr")
+        for name, value in {"loss": total, **values}.items():
+            self.sums[name] += value.item()
+        self.steps += 1
+        self.log("loss", total.detach(), prog_bar=True, logger=False)
+        return total
+
+
+class _EpochEnd(pl.Callback):
+    """After each epoch: validation AP, best.pt, last.pt, last.ckpt, the log, and early stop."""
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        checkpoint: Checkpoint,
+        validation: DetectionData | None,
+        options: TrainOptions,
+        report: Report,
+    ) -> None:
+        self.folder = folder
+        self.checkpoint = checkpoint
+        self.validation = validation
+        self.options = options
+        self.report = report
+        self.rows: list[dict[str, Any]] = []
+        self.started = 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"rows": self.rows}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.rows = list(state_dict["rows"])
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.started = time.monotonic()
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        epoch = trainer.current_epoch + 1
+        row: dict[str, Any] = {"epoch": epoch, "lr": trainer.optimizers[0].param_groups[0]["lr"]}
+        row |= {name: total / max(pl_module.steps, 1) for name, total in pl_module.sums.items()}
+        every = self.options.evaluate_every
+        if self.validation is not None and (epoch % every == 0 or epoch == self.options.epochs):
+            metrics = self._evaluate(pl_module.module) if trainer.is_global_zero else None
+            row |= trainer.strategy.broadcast(metrics)
+        row["seconds"] = time.monotonic() - self.started
+        self.rows.append(row)
+        if trainer.is_global_zero:
+            self._write(pl_module.module)
+        # All processes take part in Lightning's saving; one writes.
+        with replace_file(self.folder.state) if trainer.is_global_zero else nullcontext(self.folder.state) as beside:
+            trainer.save_checkpoint(beside)
+        if trainer.is_global_zero:
+            self.folder.log(self.rows)
+            self.report(row)
+        if self.options.early_stop and self._epochs_without_better() >= self.options.early_stop:
+            trainer.should_stop = True
+
+    def _evaluate(self, module: nn.Module) -> dict[str, float]:
+        assert self.validation is not None
+        module.eval()  # the next epoch's start sets the training mode again
+        with torch.autocast("cpu", enabled=False), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # early nets have more candidates than the cap
+            predictor = torch_predictor(module, self.checkpoint.labels)
+            metrics = evaluate(predictor, self.validation, max_images=self.options.max_eval_images).metrics
+        return {name: float(value) for name, value in metrics.items()}
+
+    def _write(self, module: nn.Module) -> None:
+        checkpoint = Checkpoint(
+            self.checkpoint.model, self.checkpoint.config, self.checkpoint.labels, module.state_dict()
+        )
+        scores = [score for row in self.rows if (score := _score(row)) is not None]
+        latest = _score(self.rows[-1])
+        if self.validation is None or (latest is not None and latest >= max(scores)) or not self.folder.best.exists():
+            write_checkpoint(self.folder.best, checkpoint)
+        write_checkpoint(self.folder.last, checkpoint)
+
+    def _epochs_without_better(self) -> int:
+        scored = [(score, row["epoch"]) for row in self.rows if (score := _score(row)) is not None]
+        return self.rows[-1]["epoch"] - max(scored)[1] if scored else 0
+
+
+def _score(row: Mapping[str, Any]) -> float | None:
+    return row.get("mask_AP", row.get("AP"))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Lightning's advice on loggers and workers is for those who wrote the loop, not for those who train with it."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric", "lightning")]
+    before = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"lightning\..*")
+            warnings.filterwarnings("ignore", message=r".*lr_scheduler\.step\(\).*")
+            yield
+    finally:
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)
