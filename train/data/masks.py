@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 from pycocotools import mask as coco_mask
 
 from .errors import DataError
@@ -40,10 +41,21 @@ def rle_of(segmentation: list | dict, size: tuple[int, int]) -> RLE:
     """A checked segmentation as one compressed RLE, as pycocotools makes it (`COCO.annToRLE`)."""
     height, width = size
     if isinstance(segmentation, list):
-        return coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))
+        return _as_text(coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width)))
     if isinstance(segmentation["counts"], list):
-        return coco_mask.frPyObjects(segmentation, height, width)
-    return segmentation
+        return _as_text(coco_mask.frPyObjects(segmentation, height, width))
+    return _as_text(segmentation)
+
+
+def rle_from_mask(mask: np.ndarray) -> RLE:
+    """mask: bool [H, W]."""
+    return _as_text(coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8)))
+
+
+def _as_text(rle: RLE) -> RLE:
+    """With `counts` as str, which JSON can hold; pycocotools gives bytes and takes either."""
+    counts = rle["counts"]
+    return {"size": list(rle["size"]), "counts": counts.decode("ascii") if isinstance(counts, bytes) else counts}
 
 
 def _check_rle(rle: dict, size: tuple[int, int], where: str) -> dict:

@@ -15,7 +15,7 @@ from regionrt.runtime.image import read_image
 from .errors import DataError
 
 RLE = dict[str, Any]
-"""A COCO run-length mask: {"size": [height, width], "counts": str or bytes}, compressed, column by column."""
+"""A COCO run-length mask: {"size": [height, width], "counts": str}, compressed, column by column."""
 
 
 @dataclass(frozen=True, eq=False)

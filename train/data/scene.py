@@ -27,6 +27,10 @@ class _Placed:
     y: float
     radius: float
     angle: float
+    window: tuple[slice, slice]  # rows and columns of the canvas that the shape and its shadow can touch
+    dx: np.ndarray  # float32 [h, w]: pixel centres of the window relative to (x, y)
+    dy: np.ndarray
+    distance: np.ndarray  # float32 [h, w]: signed distance to the outline
     mask: np.ndarray  # bool [H, W]: the whole shape, before later ones hide some of it
 
 
@@ -75,40 +79,36 @@ def _place(
         margin = 0.6 * radius
         x, y = rng.uniform(margin, width - margin), rng.uniform(margin, height - margin)
         angle = rng.uniform(0, 2 * math.pi)
-        rows = np.arange(height, dtype=np.float32)[:, None] + np.float32(0.5 - y)
-        columns = np.arange(width, dtype=np.float32)[None, :] + np.float32(0.5 - x)
-        rows, columns = np.broadcast_arrays(rows, columns)
-        mask = signed_distance(kind, columns, rows, radius, angle) < 0
-        whole = _area(kind) * radius * radius
-        if mask.sum() < max(LEAST_VISIBLE_PX, (1 - MOST_HIDDEN) * whole):
+        reach = 1.35 * radius + 3
+        rows = slice(max(0, int(y - reach)), min(height, int(y + reach) + 1))
+        columns = slice(max(0, int(x - reach)), min(width, int(x + reach) + 1))
+        dy, dx = np.mgrid[rows, columns].astype(np.float32)
+        dx, dy = dx + np.float32(0.5 - x), dy + np.float32(0.5 - y)
+        distance = signed_distance(kind, dx, dy, radius, angle)
+        inside = distance < 0
+        if np.count_nonzero(inside) < _least_visible(kind, radius):
             continue
-        left_over = [(seen & ~mask).sum() for seen in visible]
-        enough = (max(LEAST_VISIBLE_PX, (1 - MOST_HIDDEN) * _area(p.kind) * p.radius**2) for p in placed)
-        if all(left >= least for left, least in zip(left_over, enough, strict=True)):
-            return _Placed(kind, x, y, radius, angle, mask)
+        remain = (np.count_nonzero(seen) - np.count_nonzero(seen[rows, columns] & inside) for seen in visible)
+        if all(left >= _least_visible(p.kind, p.radius) for left, p in zip(remain, placed, strict=True)):
+            mask = np.zeros(size, dtype=bool)
+            mask[rows, columns] = inside
+            return _Placed(kind, x, y, radius, angle, (rows, columns), dx, dy, distance, mask)
     return None
 
 
-def _area(kind: str) -> float:
-    """Area for radius 1 (shoelace formula)."""
+def _least_visible(kind: str, radius: float) -> float:
+    """Area in px² that must stay visible of a shape (the whole by the shoelace formula)."""
     points = POLYGONS[kind]
-    if points is None:
-        return math.pi
-    pairs = zip(points, points[1:] + points[:1], strict=True)
-    return abs(sum(ax * by - bx * ay for (ax, ay), (bx, by) in pairs)) / 2
+    area = math.pi
+    if points is not None:
+        pairs = zip(points, points[1:] + points[:1], strict=True)
+        area = abs(sum(ax * by - bx * ay for (ax, ay), (bx, by) in pairs)) / 2
+    return max(LEAST_VISIBLE_PX, (1 - MOST_HIDDEN) * area * radius * radius)
 
 
 def _paint(rng: np.random.Generator, canvas: np.ndarray, shape: _Placed) -> None:
     """Shadow, filling and rim, with smooth edges, in place."""
-    height, width = canvas.shape[:2]
-    reach = shape.radius * 1.35 + 3
-    top, bottom = max(0, int(shape.y - reach)), min(height, int(shape.y + reach) + 1)
-    left, right = max(0, int(shape.x - reach)), min(width, int(shape.x + reach) + 1)
-    window = canvas[top:bottom, left:right]
-    y, x = np.mgrid[top:bottom, left:right].astype(np.float32)
-    x, y = x + np.float32(0.5 - shape.x), y + np.float32(0.5 - shape.y)
-    distance = signed_distance(shape.kind, x, y, shape.radius, shape.angle)
-
+    window, x, y, distance = canvas[shape.window], shape.dx, shape.dy, shape.distance
     if rng.random() < 0.6:
         shift, blur = np.float32(0.12 * shape.radius), np.float32(0.15 * shape.radius + 1)
         away = signed_distance(shape.kind, x - shift, y - shift, shape.radius, shape.angle)

@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from pycocotools import mask as coco_mask
 
 from .boxes import DroppedBoxes
 from .classes import map_classes
 from .errors import DataError
+from .masks import rle_from_mask
 from .outlines import POLYGONS
 from .paths import listed
 from .sample import Sample
@@ -109,7 +109,7 @@ class ShapesData:
             name=f"shapes_{self.split}_{index:04d}",
             boxes=boxes,
             labels=np.array([self._label_of[kind] for kind, _ in objects], dtype=np.int64),
-            masks=[coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8)) for _, mask in objects],
+            masks=[rle_from_mask(mask) for _, mask in objects],
             ignore=np.zeros(len(objects), dtype=bool),
             areas=np.array([mask.sum() for _, mask in objects], dtype=np.float32),
             size=self.spec.size,
