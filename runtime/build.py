@@ -1,0 +1,280 @@
+"""Engines from a bundle's ONNX files: built in a child process, proved to be what was asked for, put in the manifest.
+
+Needs the standard library, numpy and one TensorRT, so that it runs on the device itself. TensorRT for RTX also builds
+ahead of time on a machine without a GPU.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import platform
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .atomic import replace_file, write_file_atomic
+from .build_process import run_build
+from .bundle import MANIFEST, Artifact, Manifest, sha256_of
+from .errors import BackendError, BundleError
+
+ENGINES = "engines"
+
+
+@dataclass(frozen=True)
+class Target:
+    """What engines can be built for: the library's module, the forms it takes (first choice first), how to get it."""
+
+    module: str
+    forms: tuple[str, ...]
+    get: str
+
+
+TARGETS = {
+    "tensorrt-rtx": Target("tensorrt_rtx", ("portable",), 'pip install "regionrt[rtx]"'),
+    "tensorrt": Target("tensorrt", ("native", "portable"), 'pip install "regionrt[tensorrt]"'),
+}
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """How to build. Raises ValueError for values out of range.
+
+    ops: form of the ONNX file to build from, "native" or "portable"; None: the first that the target takes.
+    compute_capability: GPUs to build for, such as ("8.6", "8.9"); RTX only; (): 8.0 and all newer that it knows.
+    optimization_level: 0 (quick to build) to 5 (quick to run); None: the library's own.
+    workspace_mib: memory that a layer may use while it runs; None: the library's own limit.
+    timeout_s: for each engine; then the build is stopped.
+    verbose: TensorRT's messages go to standard error.
+    """
+
+    ops: str | None = None
+    compute_capability: tuple[str, ...] = ()
+    optimization_level: int | None = None
+    workspace_mib: int | None = None
+    timeout_s: float = 3600.0
+    verbose: bool = False
+
+    def __post_init__(self) -> None:
+        if self.ops not in (None, "native", "portable"):
+            raise ValueError(f"ops {self.ops!r}: expected native or portable")
+        if isinstance(self.compute_capability, str):
+            raise ValueError(f"compute_capability {self.compute_capability!r}: expected a tuple such as ('8.6', '8.9')")
+        for capability in self.compute_capability:
+            if not re.fullmatch(r"\d{1,2}\.\d", capability):
+                raise ValueError(f"compute capability {capability!r}: expected a form like 8.6")
+        if len(set(self.compute_capability)) < len(self.compute_capability):
+            raise ValueError(f"compute_capability {self.compute_capability}: each may be named once")
+        if self.optimization_level is not None and not 0 <= self.optimization_level <= 5:
+            raise ValueError(f"optimization_level {self.optimization_level}: expected 0 to 5")
+        if self.workspace_mib is not None and self.workspace_mib < 1:
+            raise ValueError(f"workspace_mib {self.workspace_mib}: expected at least 1")
+        if not self.timeout_s > 0:
+            raise ValueError(f"timeout_s {self.timeout_s}: expected more than 0")
+
+
+DEFAULT_OPTIONS = BuildOptions()
+
+
+def build_engines(
+    bundle: Path,
+    target: str = "tensorrt-rtx",
+    options: BuildOptions = DEFAULT_OPTIONS,
+    progress: Callable[[str, float], None] | None = None,
+) -> list[Artifact]:
+    """Build an engine from each precision of the bundle's ONNX file and enter them in its manifest.
+
+    The engines appear together, in one step, as `engines/<target>-<form>-<precision>-….engine`; one that was built
+    before for the same target, form, precision and compute capabilities is replaced. When anything fails the bundle
+    stays as it was. The same ONNX file gives the same bytes again where its sizes are fixed.
+
+    Args:
+        bundle: the bundle's folder.
+        target: "tensorrt-rtx" or "tensorrt".
+        progress: called with what is being done and the fraction done, 0 to 1.
+
+    Returns: the new artefacts, each with its birth certificate in `engine`.
+
+    Raises:
+        BundleError: no bundle, or one whose files changed.
+        BackendError: TensorRT is missing, refuses the graph, runs out of memory or time, crashes, or built another
+            precision than the artefact names.
+        OutputError: the disk is full or cannot be written to.
+        ValueError: an unknown target.
+    """
+    if target not in TARGETS:
+        raise ValueError(f"target {target!r}: expected {' or '.join(TARGETS)}")
+    bundle = Path(bundle)
+    manifest = Manifest.read(bundle)
+    sources = _sources(manifest, target, options)
+    built: list[tuple[str, dict[str, Any]]] = []  # file name inside the bundle, manifest entry
+    new: list[str] = []
+    try:
+        for index, source in enumerate(sources):
+            manifest.verify_files(source.files)
+            label = f"{target} {source.precision}"
+
+            def tell(phase: str, fraction: float, index: int = index, label: str = label) -> None:
+                if progress is not None:
+                    progress(f"{label}: {phase}", (index + fraction) / len(sources))
+
+            with tempfile.TemporaryDirectory() as scratch:
+                engine = Path(scratch, "engine")
+                job = _job(manifest, source, target, options, engine)
+                facts = run_build(job, options.timeout_s, tell)
+                digest = sha256_of(engine)
+                name = f"{ENGINES}/{_stem(source, target, options)}-{digest[:12]}.engine"
+                if not (bundle / name).exists():
+                    new.append(name)
+                with replace_file(bundle / name) as temporary:
+                    shutil.copyfile(engine, temporary)
+            onnx_sha256 = sha256_of(manifest.path(source.files[0]))
+            built.append((name, _entry(source, target, job, facts, onnx_sha256, name, digest)))
+            tell("done", 1.0)
+        _enter(bundle, built)
+    except BaseException:
+        _discard(bundle, new)
+        raise
+    names = {name for name, _ in built}
+    return [artifact for artifact in Manifest.read(bundle).artifacts if artifact.files[0] in names]
+
+
+def _sources(manifest: Manifest, target: str, options: BuildOptions) -> list[Artifact]:
+    """The ONNX artefacts to build from: all precisions of the first form that the target takes and the bundle has."""
+    forms = TARGETS[target].forms if options.ops is None else (options.ops,)
+    graphs = [artifact for artifact in manifest.artifacts if artifact.files and artifact.files[0].endswith(".onnx")]
+    for form in forms:
+        chosen = {artifact.precision: artifact for artifact in reversed(graphs) if artifact.form == form}
+        if chosen:
+            return list(reversed(chosen.values()))
+    found = ", ".join(sorted({artifact.form for artifact in graphs})) or "no ONNX file"
+    raise BackendError(
+        f"{target} is built from the {' or '.join(forms)} form, the bundle holds {found}; "
+        f"export it with `regionrt export … --ops {forms[0]}`"
+    )
+
+
+def _job(manifest: Manifest, source: Artifact, target: str, options: BuildOptions, engine: Path) -> dict[str, Any]:
+    return {
+        "target": target,
+        "module": TARGETS[target].module,
+        "get": TARGETS[target].get,
+        "onnx": str(manifest.path(source.files[0]).absolute()),
+        "engine": str(engine),
+        "precision": source.precision,
+        "profiles": list(source.profiles) or [_batch_one(source)],
+        "compute_capability": list(options.compute_capability),
+        "optimization_level": options.optimization_level,
+        "workspace_mib": options.workspace_mib,
+        "verbose": options.verbose,
+    }
+
+
+def _batch_one(source: Artifact) -> dict[str, Any]:
+    """The profile of an artefact that states none: one image, everything else fixed."""
+    profile = {}
+    for tensor in source.inputs:
+        shape = [1, *tensor["shape"][1:]]
+        if not all(isinstance(size, int) and size > 0 for size in shape):
+            raise BackendError(
+                f"input {tensor['name']} of {source.files[0]} has the dynamic shape {tensor['shape']} and the manifest "
+                "no profile for it; export the bundle again"
+            )
+        profile[tensor["name"]] = {"min": shape, "opt": shape, "max": shape}
+    return profile
+
+
+def _stem(source: Artifact, target: str, options: BuildOptions) -> str:
+    capabilities = "".join(f"-sm{capability.replace('.', '')}" for capability in options.compute_capability)
+    return f"{target}-{source.form}-{source.precision}{capabilities}"
+
+
+def _entry(
+    source: Artifact,
+    target: str,
+    job: dict[str, Any],
+    facts: dict[str, Any],
+    onnx_sha256: str,
+    name: str,
+    digest: str,
+) -> dict[str, Any]:
+    """The engine's entry in `artifacts`, with its birth certificate."""
+    return {
+        "backend": target,
+        "form": source.form,
+        "precision": source.precision,
+        "files": [name],
+        "inputs": list(source.inputs),
+        "outputs": list(source.outputs),
+        "profiles": job["profiles"],
+        "stages": [],
+        "ops_between": [],
+        "engine": {
+            "flavour": target,
+            **facts,
+            "os": platform.system(),
+            "machine": platform.machine(),
+            "precision": source.precision,
+            "profiles": job["profiles"],
+            "onnx": source.files[0],
+            "onnx_sha256": onnx_sha256,
+            "sha256": digest,
+        },
+    }
+
+
+def _enter(bundle: Path, built: list[tuple[str, dict[str, Any]]]) -> None:
+    """Add the engines to manifest.json in one step, then remove the files of the engines that they replace."""
+    with _locked(bundle):
+        manifest = json.loads((bundle / MANIFEST).read_text(encoding="utf-8"))
+        for _, entry in built:
+            certificate = entry["engine"]
+            if manifest["files"].get(certificate["onnx"], {}).get("sha256") != certificate["onnx_sha256"]:
+                raise BundleError(f"{bundle}: {certificate['onnx']} was exported anew during the build; build again")
+        identities = [_identity(entry) for _, entry in built]
+        kept = [entry for entry in manifest["artifacts"] if _identity(entry) not in identities]
+        engines = [entry for entry in kept if entry.get("engine")]
+        others = [entry for entry in kept if not entry.get("engine")]
+        manifest["artifacts"] = (
+            [entry for _, entry in built] + engines + others
+        )  # where it can run, an engine is fastest
+        used = {file for entry in manifest["artifacts"] for file in entry["files"]}
+        gone = [file for file in manifest["files"] if file.startswith(f"{ENGINES}/") and file not in used]
+        for file in gone:
+            del manifest["files"][file]
+        for name, entry in built:
+            manifest["files"][name] = {"bytes": entry["engine"]["engine_bytes"], "sha256": entry["engine"]["sha256"]}
+        write_file_atomic(bundle / MANIFEST, json.dumps(manifest, indent=2) + "\n")
+        for file in gone:
+            with contextlib.suppress(OSError):  # the manifest no longer names it: it only takes space
+                (bundle / file).unlink()
+
+
+def _discard(bundle: Path, new: list[str]) -> None:
+    """Remove the engines of a build that failed; not those that the manifest names, should it have come so far."""
+    named = json.loads((bundle / MANIFEST).read_text(encoding="utf-8"))["files"]
+    with contextlib.suppress(OSError):
+        for name in new:
+            if name not in named:
+                (bundle / name).unlink(missing_ok=True)
+        (bundle / ENGINES).rmdir()  # goes only if it is empty
+
+
+def _identity(entry: dict[str, Any]) -> tuple[Any, ...]:
+    capabilities = (entry.get("engine") or {}).get("compute_capabilities", [])
+    return entry["backend"], entry["form"], entry["precision"], tuple(capabilities)
+
+
+@contextlib.contextmanager
+def _locked(bundle: Path) -> Iterator[None]:
+    """One writer of the manifest at a time; the lock ends with its process."""
+    folder = os.open(bundle, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(folder)

@@ -1,0 +1,277 @@
+"""What runs in the child process of a build: one ONNX file through TensorRT's parser and builder to one engine file.
+
+It reads one line of JSON (a job, see `build.py`) from its standard input and answers on its standard output with lines
+of JSON, each an object with one key: `progress` [phase, fraction], `log` [severity, text], and last either `done`
+{facts} or `error` text. Standard input stays open as long as the parent lives; when it ends, so does this process.
+Both flavours of TensorRT go through the same calls: that for RTX builds without a GPU, full TensorRT needs the GPU.
+"""
+
+import contextlib
+import importlib
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from .cuda_devices import cuda_devices
+from .engine_layers import count_by_kind, parse_layers, prove_precision
+from .errors import BackendError
+
+Answer = Callable[..., None]
+
+
+def main() -> None:
+    """Build the job on standard input; the exit status says nothing, the last line of the answer does."""
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # whatever a native library prints must not get between the answers
+    lock = threading.Lock()
+
+    def answer(**message: Any) -> None:
+        with lock:
+            answers.write(json.dumps(message) + "\n")
+            answers.flush()
+
+    job = json.loads(sys.stdin.readline())
+    threading.Thread(target=_end_with_parent, args=(Path(job["engine"]),), daemon=True).start()
+    try:
+        answer(done=build(job, answer))
+    except BackendError as error:
+        answer(error=str(error))
+    except MemoryError:
+        answer(error="the build ran out of memory; close other programs or build on a larger machine")
+    except OSError as error:
+        answer(error=f"the engine could not be written: {error}")
+    except Exception as error:  # the bindings raise what they like; here is the border where it becomes one line
+        answer(error=f"TensorRT failed: {type(error).__name__}: {_one_line(str(error))}")
+    os._exit(0)  # native libraries have crashed while they tidied up; the answer is out
+
+
+def build(job: dict[str, Any], answer: Answer) -> dict[str, Any]:
+    """Parse, build, prove the precision, write the engine file; returns the facts for the birth certificate."""
+    trt = _load(job)
+    log = _logger(trt, answer, job["verbose"])
+    started = time.monotonic()
+    answer(progress=["parsing the ONNX file", 0.0])
+    builder = trt.Builder(log)
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = trt.OnnxParser(network, log)  # must outlive the build: it owns the weights
+    _parse(parser, network, job["onnx"])
+    convolutions = _convolutions(trt, network)
+    config = _config(trt, builder, network, job)
+    config.progress_monitor = _monitor(trt, answer)
+    serialized = builder.build_serialized_network(network, config)
+    if serialized is None:
+        raise BackendError(f"TensorRT could not build the engine{_blame(trt, network)}: {log.last_errors()}")
+    engine = bytes(serialized)
+    layers = parse_layers(log.layers or _inspect(trt, log, engine))
+    proof = prove_precision(layers, convolutions, job["precision"])
+    capabilities, devices = _built_for(trt, job["compute_capability"])
+    with open(job["engine"], "wb") as file:
+        file.write(engine)
+        file.flush()
+        os.fsync(file.fileno())
+    return {
+        "version": trt.__version__,
+        "compute_capabilities": capabilities,
+        "devices": devices,
+        "layer_types": count_by_kind(layers),
+        "proof": proof,
+        "tf32": config.get_flag(trt.BuilderFlag.TF32),
+        "build_seconds": round(time.monotonic() - started, 2),
+        "engine_bytes": len(engine),
+    }
+
+
+def _load(job: dict[str, Any]) -> ModuleType:
+    try:
+        trt = importlib.import_module(job["module"])
+        _ = trt.Builder, trt.OnnxParser, trt.__version__  # a wheel that is a stub imports, and has nothing in it
+    except (ImportError, OSError, AttributeError, RuntimeError) as error:
+        raise BackendError(
+            f"{job['target']} cannot be loaded ({_one_line(str(error))}): install it with `{job['get']}`"
+        ) from error
+    return trt
+
+
+def _parse(parser: Any, network: Any, path: str) -> None:
+    if parser.parse_from_file(path) and network.num_outputs > 0:
+        return
+    errors = [parser.get_error(index) for index in range(parser.num_errors)]
+    told = []
+    for error in errors[-3:]:
+        where = f"{error.node_operator()} (node {error.node_name()!r}): " if error.node_operator() else ""
+        told.append(where + _one_line(error.desc()))
+    found = "; ".join(told) or "no network in it"  # the parser takes an empty file for an empty network
+    raise BackendError(f"TensorRT's parser refuses {Path(path).name}: {found}")
+
+
+def _convolutions(trt: ModuleType, network: Any) -> list[str]:
+    """ONNX node names of the network's convolutions, as the list of compiled layers will name them."""
+    kinds = (trt.LayerType.CONVOLUTION, trt.LayerType.DECONVOLUTION)
+    layers = [network.get_layer(index) for index in range(network.num_layers)]
+    return [
+        layer.metadata.removeprefix("[ONNX Layer: ").removesuffix("]") or layer.name
+        for layer in layers
+        if layer.type in kinds
+    ]
+
+
+def _config(trt: ModuleType, builder: Any, network: Any, job: dict[str, Any]) -> Any:
+    config = builder.create_builder_config()
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    config.clear_flag(trt.BuilderFlag.TF32)  # on by default; fp32 that multiplies with 10 bits is not what was asked
+    if job["optimization_level"] is not None:
+        config.builder_optimization_level = job["optimization_level"]
+    if job["workspace_mib"] is not None:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, job["workspace_mib"] << 20)
+    if job["compute_capability"]:
+        config.num_compute_capabilities = len(job["compute_capability"])
+        for index, member in enumerate(_capability_members(trt, job["compute_capability"])):
+            config.set_compute_capability(member, index)
+    inputs = {network.get_input(index).name for index in range(network.num_inputs)}
+    for shapes in job["profiles"]:
+        if shapes.keys() != inputs:
+            raise BackendError(
+                f"expected a profile for the inputs {sorted(inputs)}, found one for {sorted(shapes)} in the manifest; "
+                "export the bundle again"
+            )
+        profile = builder.create_optimization_profile()
+        for name, shape in shapes.items():
+            profile.set_shape(name, shape["min"], shape["opt"], shape["max"])
+        if config.add_optimization_profile(profile) < 0:
+            raise BackendError(f"TensorRT refuses the profile {shapes}: do its sizes fit the ONNX file's inputs?")
+    return config
+
+
+def known_capabilities(trt: ModuleType) -> dict[str, Any]:
+    """What the library can build for, by name ("8.6"); empty for full TensorRT, which builds for the GPU it runs on."""
+    members = trt.ComputeCapability.__members__ if hasattr(trt, "ComputeCapability") else {}
+    return {f"{name[2:-1]}.{name[-1]}": member for name, member in members.items() if name.startswith("SM")}
+
+
+def _capability_members(trt: ModuleType, asked: list[str]) -> list[Any]:
+    known = known_capabilities(trt)
+    unknown = [capability for capability in asked if capability not in known]
+    if unknown:
+        can = (
+            f"it knows {', '.join(known)}"
+            if known
+            else "it builds for the GPU it runs on only, so leave the option out"
+        )
+        raise BackendError(
+            f"{trt.__name__} {trt.__version__} cannot build for compute capability {', '.join(unknown)}: {can}"
+        )
+    return [known[capability] for capability in asked]
+
+
+def _built_for(trt: ModuleType, asked: list[str]) -> tuple[list[str], list[str]]:
+    """(compute capabilities, names of this machine's GPUs). Without a choice RTX builds for 8.0 and all newer."""
+    try:
+        devices = cuda_devices()
+    except OSError:
+        devices = []
+    known = known_capabilities(trt)
+    default = [name for name in known if float(name) >= 8.0] if known else [d.compute_capability for d in devices[:1]]
+    return asked or default, [device.name for device in devices]
+
+
+def _blame(trt: ModuleType, network: Any) -> str:
+    """Names ops that TensorRT parses but may have no implementation for: its own message names a layer only."""
+    suspects = {"NMS": "NonMaxSuppression", "NON_ZERO": "NonZero"}
+    kinds = {getattr(trt.LayerType, name): op for name, op in suspects.items() if hasattr(trt.LayerType, name)}
+    layers = [network.get_layer(index) for index in range(network.num_layers)]
+    blamed = [f"{kinds[layer.type]} (layer {layer.name!r})" for layer in layers if layer.type in kinds]
+    return f"; the graph holds {', '.join(blamed[:3])}, which it may not implement" if blamed else ""
+
+
+def _inspect(trt: ModuleType, log: Any, engine: bytes) -> str:
+    """The list of layers from a deserialised engine, where the builder's log did not hold it; needs the GPU."""
+    loaded = trt.Runtime(log).deserialize_cuda_engine(engine)
+    if loaded is None:
+        raise BackendError(
+            f"no proof of the precision built: the engine cannot be read back on this machine: {log.last_errors()}"
+        )
+    return loaded.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.ONELINE)
+
+
+def _logger(trt: ModuleType, answer: Answer, verbose: bool) -> Any:
+    class Log(trt.ILogger):  # type: ignore[name-defined]
+        """Keeps the list of layers and the last errors; passes errors on at once, so that they outlive an abort."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = ""
+            self.errors: list[str] = []
+
+        def log(self, severity: Any, text: str) -> None:
+            if text.startswith("Layers:"):
+                self.layers = text
+                return
+            level = str(severity).rpartition(".")[2]
+            if level in ("ERROR", "INTERNAL_ERROR") and "Thread context has not been set" not in text:
+                self.errors.append(_one_line(text))
+                answer(log=[level, _one_line(text)])
+            elif verbose and level != "VERBOSE":
+                answer(log=[level, text])
+
+        def last_errors(self) -> str:
+            return "; ".join(self.errors[-3:]) or "it gave no reason"
+
+    return Log()
+
+
+def _monitor(trt: ModuleType, answer: Answer) -> Any:
+    class Monitor(trt.IProgressMonitor):  # type: ignore[name-defined]
+        """Turns TensorRT's nested phases into one fraction that never falls."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.open: list[list[Any]] = []  # [name, steps, done], outermost first
+            self.told = ("", 0.0)
+
+        def phase_start(self, name: str, parent: str | None, steps: int) -> None:
+            self.open.append([name, max(steps, 1), 0])
+            self.tell(name)
+
+        def step_complete(self, name: str, step: int) -> bool:
+            for phase in self.open:
+                if phase[0] == name:
+                    phase[2] = step + 1
+            self.tell(name)
+            return True
+
+        def phase_finish(self, name: str) -> None:
+            self.open = [phase for phase in self.open if phase[0] != name]
+
+        def tell(self, name: str) -> None:
+            fraction, width = 0.0, 1.0
+            for _, steps, done in self.open:
+                width /= steps
+                fraction += min(done, steps) * width
+            fraction = max(self.told[1], round(min(fraction, 1.0), 2))
+            if self.told != (name, fraction):
+                self.told = (name, fraction)
+                answer(progress=[name, fraction])
+
+    return Monitor()
+
+
+def _end_with_parent(engine: Path) -> None:
+    while sys.stdin.read(1):
+        pass
+    with contextlib.suppress(OSError):
+        engine.unlink()
+    os._exit(1)
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())[:600]
+
+
+if __name__ == "__main__":
+    main()
