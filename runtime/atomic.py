@@ -17,6 +17,9 @@ from .errors import OutputError
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 _NOT_SUPPORTED = {errno.ENOSYS, errno.EINVAL, errno.ENOTSUP}
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
+_NO_FOLDER = {errno.ENOTDIR, errno.EEXIST}
 
 
 @contextmanager
@@ -40,13 +43,13 @@ def replace_folder(path: str | Path, ours: Callable[[Path], bool] | None = None)
         path.parent.mkdir(parents=True, exist_ok=True)
         _restore(path)
         _sweep(path)
-        temporary, lock = _locked_folder(path)
+        temporary, lock = _locked(path, Path.mkdir)
     try:
-        with _explained(path):
+        with _explained(path, _FULL):  # what else fails in the block is the block's own affair
             yield temporary
-            _sync_tree(temporary)
-        _check_replaceable(path, ours)  # something may have come there meanwhile
         with _explained(path):
+            _sync_tree(temporary)
+            _check_replaceable(path, ours)  # something may have come there meanwhile
             _put(temporary, path)
             _sync(path.parent)
     finally:
@@ -66,12 +69,11 @@ def replace_file(path: str | Path) -> Iterator[Path]:
     with _explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         _sweep(path)
-        temporary = _beside(path)
-        lock = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+        temporary, lock = _locked(path, Path.touch)
     try:
-        with _explained(path):
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with _explained(path, _FULL):
             yield temporary
+        with _explained(path):
             _sync(temporary)
             os.replace(temporary, path)
             _sync(path.parent)
@@ -104,16 +106,17 @@ def _check_replaceable(path: Path, ours: Callable[[Path], bool] | None) -> None:
         raise OutputError(f"{path}: holds files that this command did not write; give another name, or empty it first")
 
 
-def _locked_folder(path: Path) -> tuple[Path, int]:
+def _locked(path: Path, make: Callable[[Path], None]) -> tuple[Path, int]:
+    """A new file or folder beside `path` and a handle that holds its lock."""
     while True:
         temporary = _beside(path)
-        temporary.mkdir()
-        lock = os.open(temporary, os.O_RDONLY)
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        with suppress(FileNotFoundError):  # another process swept it between the two steps: take a new one
-            if os.path.samestat(os.fstat(lock), temporary.stat()):
+        make(temporary)
+        with suppress(FileNotFoundError):  # another run swept it before it was locked: take a new one
+            lock = os.open(temporary, os.O_RDONLY)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if temporary.exists():
                 return temporary, lock
-        os.close(lock)
+            os.close(lock)
 
 
 def _sweep(path: Path) -> None:
@@ -203,17 +206,17 @@ def _sync(path: Path) -> None:
 
 
 @contextmanager
-def _explained(path: Path) -> Iterator[None]:
-    """A full disk or a folder without permission, told in one line; other errors of the block pass."""
+def _explained(path: Path, numbers: set[int] = _FULL | _FORBIDDEN | _NO_FOLDER) -> Iterator[None]:
+    """Errors of the file system, told in one line; those with other numbers pass."""
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise OutputError(
-                f"{path}: the disk is full ({error.strerror}); free some space and run again, nothing is half-written"
-            ) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise OutputError(
-                f"{path}: cannot be written ({error.strerror}); give a folder that you may write to"
-            ) from error
-        raise
+        if error.errno not in numbers:
+            raise
+        if error.errno in _FULL:
+            advice = "the disk is full: free some space and run again, nothing is half-written"
+        elif error.errno in _FORBIDDEN:
+            advice = "cannot be written: give a place that you may write to"
+        else:
+            advice = "a folder above it is a file: give another name"
+        raise OutputError(f"{path}: {advice} ({error.strerror})") from error

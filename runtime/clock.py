@@ -1,0 +1,227 @@
+"""The one way to time something: warm-up, interleaving, samples disturbed by other load set aside, percentiles.
+
+**Interleaving.** What is compared runs round-robin, one call each per round, and each round starts with another one:
+a machine that slows down in the middle slows all of them, and none always runs in the caches that the same one left.
+
+**Disturbed samples.** Linux counts for each thread how long it was ready to run but had no CPU (`schedstat`), and for a
+virtual machine how long the host gave its CPUs to others (`steal`). A sample counts as disturbed when the waits of our
+threads reach `WAIT_SHARE` of its wall time, or the steal of all CPUs does. Disturbed samples are set aside, and counted
+in the result. If fewer than half would remain, all are kept and `noisy` is true: then our own threads compete with each
+other, or the machine is not quiet enough for percentiles that mean anything. Where Linux does not tell, nothing is set
+aside and `rule` says so. Every sample stays in `samples_ms` and `kept`, for who wants another rule.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .machine import describe_machine, peak_rss_bytes
+
+WAIT_SHARE = 0.05
+RULE = f"set aside where waiting for a CPU or steal reached {WAIT_SHARE:.0%} of the sample's wall time"
+NO_RULE = "none set aside: this system does not tell how long threads waited for a CPU"
+_TICK_S = 1 / os.sysconf("SC_CLK_TCK")
+
+
+@dataclass(frozen=True)
+class TimingOptions:
+    """How long to measure. `rounds` None: until `seconds` have passed and at least `least_rounds` are done."""
+
+    warmup_rounds: int = 3
+    warmup_seconds: float = 1.0
+    rounds: int | None = None
+    seconds: float = 10.0
+    least_rounds: int = 10
+
+    def __post_init__(self) -> None:
+        if self.warmup_rounds < 0 or self.warmup_seconds < 0 or self.seconds < 0 or self.least_rounds < 1:
+            raise ValueError(f"timing options: expected times ≥ 0 and least_rounds ≥ 1, got {self}")
+        if self.rounds is not None and self.rounds < 1:
+            raise ValueError(f"rounds: expected at least 1, got {self.rounds}")
+
+
+@dataclass(frozen=True)
+class Timing:
+    """What one callable took. Percentiles, mean and spread are over the kept samples, in milliseconds per call.
+
+    `items_per_call` photos per call give `throughput_per_s` photos per second; `cpu_ms` is processor time of the whole
+    process per call (divided by `mean_ms`: how many cores were busy); `spread_ms` the range between the quartiles.
+    """
+
+    name: str
+    items_per_call: int
+    p50_ms: float
+    p90_ms: float
+    p99_ms: float
+    mean_ms: float
+    min_ms: float
+    spread_ms: float
+    cpu_ms: float
+    throughput_per_s: float
+    disturbed: int
+    noisy: bool
+    rule: str
+    samples_ms: tuple[float, ...]
+    kept: tuple[bool, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """The timings of one interleaved run, by name, and the machine they hold for."""
+
+    timings: Mapping[str, Timing]
+    rounds: int
+    machine: Mapping[str, Any]
+    peak_rss_bytes: int
+    """Of the whole process since its start: of one callable alone only if it was alone in its process."""
+
+    def __getitem__(self, name: str) -> Timing:
+        return self.timings[name]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "timings": {name: timing.to_json() for name, timing in self.timings.items()},
+            "rounds": self.rounds,
+            "machine": dict(self.machine),
+            "peak_rss_bytes": self.peak_rss_bytes,
+        }
+
+
+@dataclass
+class _Sample:
+    wall_s: float
+    cpu_s: float
+    waited_s: float | None
+
+
+def measure(
+    calls: Mapping[str, Callable[[], Any]],
+    options: TimingOptions | None = None,
+    *,
+    items_per_call: int | Mapping[str, int] = 1,
+    progress: Callable[[int, int | None], None] | None = None,
+) -> Measurement:
+    """Times each callable, interleaved. A callable returns when its work is done (on a GPU it synchronises itself).
+
+    Args:
+        calls: name → callable without arguments.
+        items_per_call: photos per call, one number or one per name.
+        progress: told (rounds done, rounds in all or None) after each round.
+
+    Errors of a callable pass through: what fails has no latency.
+    """
+    options = options or TimingOptions()
+    if not calls:
+        raise ValueError("measure: expected at least one callable")
+    names = list(calls)
+    _warm_up(calls, options)
+    samples: dict[str, list[_Sample]] = {name: [] for name in names}
+    collecting = gc.isenabled()
+    gc.collect()
+    gc.disable()  # a collection in the middle of a sample would be charged to whoever happened to run
+    try:
+        started, done = time.perf_counter(), 0
+        while not _enough(done, time.perf_counter() - started, options):
+            first = done % len(names)
+            for name in names[first:] + names[:first]:
+                samples[name].append(_sample(calls[name]))
+            done += 1
+            gc.collect(0)
+            if progress is not None:
+                progress(done, options.rounds)
+    finally:
+        if collecting:
+            gc.enable()
+    items = items_per_call if isinstance(items_per_call, Mapping) else dict.fromkeys(names, items_per_call)
+    timings = {name: _timing(name, samples[name], items[name]) for name in names}
+    return Measurement(timings, done, describe_machine(), peak_rss_bytes())
+
+
+def _enough(rounds: int, seconds: float, options: TimingOptions) -> bool:
+    if options.rounds is not None:
+        return rounds >= options.rounds
+    return rounds >= options.least_rounds and seconds >= options.seconds
+
+
+def _warm_up(calls: Mapping[str, Callable[[], Any]], options: TimingOptions) -> None:
+    """So many rounds, and on until so much time has passed for each: arenas, caches and clocks settle."""
+    started, done = time.perf_counter(), 0
+    budget = options.warmup_seconds * len(calls)
+    while done < options.warmup_rounds or (options.warmup_rounds and time.perf_counter() - started < budget):
+        for call in calls.values():
+            call()
+        done += 1
+
+
+def _sample(call: Callable[[], Any]) -> _Sample:
+    waited, stolen = _waited_s(), _stolen_s()
+    cpu, wall = time.process_time(), time.perf_counter()
+    call()
+    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    later = _waited_s()
+    if waited is None or later is None:
+        return _Sample(wall, cpu, None)
+    # A thread that ended in between takes its wait with it: the difference may be too small, never an invented wait.
+    return _Sample(wall, cpu, max(later - waited, _stolen_s() - stolen, 0.0))
+
+
+def _waited_s() -> float | None:
+    """How long the threads of this process have been ready to run without a CPU, in all."""
+    total = 0
+    try:
+        for task in os.scandir("/proc/self/task"):
+            try:
+                total += int(Path(task.path, "schedstat").read_text().split()[1])
+            except (FileNotFoundError, ProcessLookupError):  # it ended meanwhile
+                if not os.path.exists("/proc/self/schedstat"):
+                    return None
+    except (OSError, IndexError, ValueError):
+        return None
+    return total * 1e-9
+
+
+def _stolen_s() -> float:
+    try:
+        with open("/proc/stat") as file:
+            return int(file.readline().split()[8]) * _TICK_S
+    except (OSError, IndexError, ValueError):
+        return 0.0
+
+
+def _timing(name: str, samples: list[_Sample], items: int) -> Timing:
+    wall_ms = np.array([sample.wall_s for sample in samples]) * 1e3
+    told = all(sample.waited_s is not None for sample in samples)
+    clean = np.array([(sample.waited_s or 0.0) < WAIT_SHARE * sample.wall_s for sample in samples])
+    disturbed = int((~clean).sum())
+    noisy = 2 * disturbed > len(samples)
+    kept = np.ones(len(samples), bool) if noisy else clean
+    p25, p50, p75, p90, p99 = (float(value) for value in np.percentile(wall_ms[kept], [25, 50, 75, 90, 99]))
+    mean = float(wall_ms[kept].mean())
+    return Timing(
+        name=name,
+        items_per_call=items,
+        p50_ms=p50,
+        p90_ms=p90,
+        p99_ms=p99,
+        mean_ms=mean,
+        min_ms=float(wall_ms[kept].min()),
+        spread_ms=p75 - p25,
+        cpu_ms=float(np.mean([sample.cpu_s for sample, keep in zip(samples, kept, strict=True) if keep])) * 1e3,
+        throughput_per_s=items / (mean * 1e-3) if mean else float("inf"),
+        disturbed=disturbed,
+        noisy=noisy,
+        rule=RULE if told else NO_RULE,
+        samples_ms=tuple(float(value) for value in wall_ms),
+        kept=tuple(bool(value) for value in kept),
+    )
