@@ -132,8 +132,8 @@ def build_engines(
                     new.append(name)
                 with replace_file(bundle / name) as temporary:
                     shutil.copyfile(engine, temporary)
-            onnx_sha256 = sha256_of(manifest.path(source.files[0]))
-            built.append((name, _entry(source, target, job, facts, onnx_sha256, name, digest)))
+            hashes = {file: sha256_of(manifest.path(file)) for file in source.files}
+            built.append((name, _entry(source, job, facts, hashes, name, digest)))
             tell("done", 1.0)
         _enter(bundle, built)
     except BaseException:
@@ -194,17 +194,11 @@ def _stem(source: Artifact, target: str, options: BuildOptions) -> str:
 
 
 def _entry(
-    source: Artifact,
-    target: str,
-    job: dict[str, Any],
-    facts: dict[str, Any],
-    onnx_sha256: str,
-    name: str,
-    digest: str,
+    source: Artifact, job: dict[str, Any], facts: dict[str, Any], hashes: dict[str, str], name: str, digest: str
 ) -> dict[str, Any]:
-    """The engine's entry in `artifacts`, with its birth certificate."""
+    """The entry in `artifacts`, with the birth certificate. `hashes`: sha256 of each file it was built from."""
     return {
-        "backend": target,
+        "backend": job["target"],
         "form": source.form,
         "precision": source.precision,
         "files": [name],
@@ -214,14 +208,14 @@ def _entry(
         "stages": [],
         "ops_between": [],
         "engine": {
-            "flavour": target,
+            "flavour": job["target"],
             **facts,
             "os": platform.system(),
             "machine": platform.machine(),
             "precision": source.precision,
             "profiles": job["profiles"],
-            "onnx": source.files[0],
-            "onnx_sha256": onnx_sha256,
+            "onnx_sha256": hashes[source.files[0]],
+            "built_from": hashes,
             "sha256": digest,
         },
     }
@@ -232,16 +226,13 @@ def _enter(bundle: Path, built: list[tuple[str, dict[str, Any]]]) -> None:
     with _locked(bundle):
         manifest = json.loads((bundle / MANIFEST).read_text(encoding="utf-8"))
         for _, entry in built:
-            certificate = entry["engine"]
-            if manifest["files"].get(certificate["onnx"], {}).get("sha256") != certificate["onnx_sha256"]:
-                raise BundleError(f"{bundle}: {certificate['onnx']} was exported anew during the build; build again")
+            for file, sha256 in entry["engine"]["built_from"].items():
+                if manifest["files"].get(file, {}).get("sha256") != sha256:
+                    raise BundleError(f"{bundle}: {file} was exported anew during the build; build again")
         identities = [_identity(entry) for _, entry in built]
         kept = [entry for entry in manifest["artifacts"] if _identity(entry) not in identities]
-        engines = [entry for entry in kept if entry.get("engine")]
-        others = [entry for entry in kept if not entry.get("engine")]
-        manifest["artifacts"] = (
-            [entry for _, entry in built] + engines + others
-        )  # where it can run, an engine is fastest
+        kept.sort(key=lambda entry: not entry.get("engine"))  # engines first: where one can run, it is fastest
+        manifest["artifacts"] = [entry for _, entry in built] + kept
         used = {file for entry in manifest["artifacts"] for file in entry["files"]}
         gone = [file for file in manifest["files"] if file.startswith(f"{ENGINES}/") and file not in used]
         for file in gone:
@@ -256,8 +247,8 @@ def _enter(bundle: Path, built: list[tuple[str, dict[str, Any]]]) -> None:
 
 def _discard(bundle: Path, new: list[str]) -> None:
     """Remove the engines of a build that failed; not those that the manifest names, should it have come so far."""
-    named = json.loads((bundle / MANIFEST).read_text(encoding="utf-8"))["files"]
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, ValueError):  # the error that led here is the one to tell
+        named = json.loads((bundle / MANIFEST).read_text(encoding="utf-8"))["files"]
         for name in new:
             if name not in named:
                 (bundle / name).unlink(missing_ok=True)

@@ -57,6 +57,8 @@ def build(job: dict[str, Any], answer: Answer) -> dict[str, Any]:
     log = _logger(trt, answer, job["verbose"])
     started = time.monotonic()
     answer(progress=["parsing the ONNX file", 0.0])
+    if job["target"] == "tensorrt":
+        trt.init_libnvinfer_plugins(log, "")  # its parser makes RoiAlign a plugin of TensorRT's own
     builder = trt.Builder(log)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, log)  # must outlive the build: it owns the weights
@@ -158,11 +160,7 @@ def _capability_members(trt: ModuleType, asked: list[str]) -> list[Any]:
     known = known_capabilities(trt)
     unknown = [capability for capability in asked if capability not in known]
     if unknown:
-        can = (
-            f"it knows {', '.join(known)}"
-            if known
-            else "it builds for the GPU it runs on only, so leave the option out"
-        )
+        can = f"it knows {', '.join(known)}" if known else "it builds for the GPU that it runs on, leave the option out"
         raise BackendError(
             f"{trt.__name__} {trt.__version__} cannot build for compute capability {', '.join(unknown)}: {can}"
         )

@@ -39,6 +39,9 @@ def test_each_precision_becomes_an_engine_with_its_certificate(tmp_path: Path) -
         assert certificate["proof"] == {"of": "conv", "layers": 3, "in_precision": 3, "share": 1.0}
         assert certificate["tf32"] is False
         assert certificate["onnx_sha256"] == sha256_of(bundle / f"portable-{artifact.precision}.onnx")
+        assert certificate["built_from"] == {
+            file: sha256_of(bundle / file) for file in source_files(artifact.precision)
+        }
         assert certificate["engine_bytes"] == (bundle / artifact.files[0]).stat().st_size > 100_000
         assert certificate["profiles"] == [fixed_profile()]
         assert {"os", "machine", "build_seconds", "devices"} <= certificate.keys()
@@ -47,6 +50,11 @@ def test_each_precision_becomes_an_engine_with_its_certificate(tmp_path: Path) -
     assert fractions[-1] == 1.0
     assert {phase.split(":")[0] for phase, _ in told} == {"tensorrt-rtx fp32", "tensorrt-rtx fp16"}
     assert any(0.5 < fraction < 1 for fraction in fractions)
+
+
+def source_files(precision: str) -> tuple[str, str]:
+    """The graph and its weights."""
+    return f"portable-{precision}.onnx", f"weights-portable-{precision}.bin"
 
 
 def test_the_same_graph_gives_the_same_bytes_and_leaves_the_bundle_as_it_is(tmp_path: Path) -> None:
