@@ -87,7 +87,9 @@ def export_bundle(
     canvas = canvas_of(module, options.size, options.dynamic)
     with replace_folder(out, is_bundle) as folder:
         tell("exporting to ONNX", 0.0)
-        abstract = onnx_from_module(with_thresholds(module, thresholds).eval(), canvas, candidates=thresholds.candidates)
+        abstract = onnx_from_module(
+            with_thresholds(module, thresholds).eval(), canvas, candidates=thresholds.candidates
+        )
         if options.precision == "fp16":
             abstract = fp16(abstract)
         tell("writing the forms", 0.7)

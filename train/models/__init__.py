@@ -49,7 +49,7 @@ MODELS: dict[str, Model] = {
         partial(torchvision_model, name),
         {},
         "instance-segmentation" if name.startswith("mask") else "detection",
-        f"torchvision.models.detection.{name}, its own state_dict",
+        "torchvision's builder, with its own state_dict",
     )
     for name in BUILDERS
 }

@@ -1,0 +1,80 @@
+"""How the command line speaks: results on standard output, progress and errors on standard error, one line each."""
+
+import json
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+
+def say(text: str) -> None:
+    """A line of progress for the person who watches."""
+    err.print(text, markup=False)
+
+
+def print_json(data: Any) -> None:
+    """The result for programs: JSON and nothing else on standard output."""
+    sys.stdout.write(json.dumps(data, indent=2) + "\n")
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table; columns whose cells are all numbers are set flush right."""
+    shown = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for index, column in enumerate(columns):
+        numeric = bool(rows) and all(row[index].lstrip("+-−").rstrip("%×").replace(".", "").isdigit() for row in rows)
+        shown.add_column(column, justify="right" if numeric else "left", overflow="fold", no_wrap=index == 0)
+    for row in rows:
+        shown.add_row(*row)
+    out.print(shown)
+
+
+@contextmanager
+def counting(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar for `callback(done, total)`."""
+    with Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=err,
+        transient=True,
+    ) as bar:  # fmt: skip
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+@contextmanager
+def steps(what: str) -> Iterator[Callable[[str, float], None]]:
+    """A bar for `callback(text, share done)`."""
+    with Progress(
+        TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), console=err, transient=True
+    ) as bar:
+        task = bar.add_task(what, total=1.0)
+
+        def tell(text: str, done: float) -> None:
+            bar.update(task, completed=done, description=f"{what}: {text}")
+
+        yield tell
+
+
+@contextmanager
+def plain_warnings() -> Iterator[None]:
+    """Warnings as one line each, without the place in the code."""
+
+    def show(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+        if issubclass(category, UserWarning | RuntimeWarning):
+            say(f"warning: {message}")
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        warnings.showwarning = show  # type: ignore[assignment]
+        yield
+
+
+def metrics_rows(metrics: Mapping[str, float]) -> list[list[str]]:
+    """Shares 0..1 as points of 100; a figure without objects to judge is a dash."""
+    return [[name, f"{100 * value:.2f}" if value == value else "—"] for name, value in metrics.items()]
