@@ -1,0 +1,52 @@
+# Every target sets up what it needs: a virtual environment in .venv with the pinned versions of constraints.txt.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: help setup demo test lint format constraints clean
+
+help:
+	@echo "make demo         the whole road on data it makes itself; the results go to demo/"
+	@echo "make test         all tests"
+	@echo "make lint         ruff and mypy"
+	@echo "make format       ruff format"
+	@echo "make constraints  resolve constraints.txt anew (needs uv)"
+	@echo "make clean        remove the environment and what was built"
+
+setup: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+		{ echo "RegionRT needs Python 3.10 or newer; $(PYTHON) is $$($(PYTHON) --version). Try make PYTHON=python3.11"; exit 1; }
+	$(PYTHON) -m venv $(VENV) || \
+		{ echo "no virtual environment could be made; on Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=23.1"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[all]"
+	@touch $(READY)
+
+demo: $(READY)
+	$(BIN)/regionrt demo --out demo
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+constraints:
+	printf 'torch==2.14.1\ntorchvision==0.29.1\n' > .pins
+	uv pip compile pyproject.toml --extra all --universal --python-version 3.10 --quiet --no-header --no-annotate \
+		--constraint .pins --output-file .resolved
+	@{ echo "# Versions that are tested together; the ranges stand in pyproject.toml. Made by \`make constraints\`."; \
+		cat .resolved; } > constraints.txt
+	@rm -f .pins .resolved
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
