@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -50,8 +51,8 @@ class CocoData:
         content = _read_json(file)
         images = _images(content, file)
         categories = _categories(content, file)
-        annotations = _records(content, "annotations", file)
-        used = {categories.get(record.get("category_id"), "") for record in annotations} - {""}
+        annotations = _annotations(content, images, categories, file)
+        used = {categories[record["category_id"]] for record in annotations}
         mapped = map_classes(list(categories.values()), used, labels, classes, f"{root} ({split})")
 
         self.root = root
@@ -60,19 +61,12 @@ class CocoData:
         self.dropped = DroppedBoxes()
         objects = {image_id: _Objects([], [], [], [], []) for image_id in images}
         for record in annotations:
-            where = f"{file}: annotation {record.get('id')}"
-            image = images.get(record.get("image_id"))  # type: ignore[arg-type]
-            if image is None:
-                raise DataError(
-                    f"{where} is the annotation of a missing image: no image has id {record.get('image_id')}"
-                )
-            if record.get("category_id") not in categories:
-                raise DataError(f"{where}: expected one of the categories' ids, found {record.get('category_id')}")
+            image = images[record["image_id"]]
             label = mapped.label_of.get(categories[record["category_id"]])
             if label is None:
                 self.dropped.count("class not chosen", image["file_name"])
                 continue
-            _add(objects[image["id"]], record, label, image, self.dropped, where)
+            _add(objects[image["id"]], record, label, image, self.dropped, f"{file}: annotation {record.get('id')}")
         self.dropped.warn(f"{root} ({split})")
 
         counted = [
@@ -82,6 +76,12 @@ class CocoData:
             if not ignore
         ]
         self.has_masks = bool(counted) and all(counted)
+        if any(counted) and not self.has_masks:
+            lacking = counted.count(False)
+            warnings.warn(
+                f"{root} ({split}): {lacking} of {len(counted)} objects have no mask, so no masks are used",
+                stacklevel=2,
+            )
         folder = _image_folder(root, name, file, next(iter(images.values()))["file_name"])
         self._segmentations = [objects[image_id].segmentations for image_id in images]
         self._samples = [_sample(image, objects[image_id], folder, file) for image_id, image in images.items()]
@@ -133,9 +133,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: not valid JSON, perhaps truncated: {error}") from error
     if not isinstance(content, dict):
-        raise DataError(
-            f"{path}: expected a COCO object with images, annotations and categories, found a {type(content)}"
-        )
+        raise DataError(f"{path}: expected images, annotations and categories, found a {type(content).__name__}")
     return content
 
 
@@ -165,8 +163,8 @@ def _images(content: dict[str, Any], path: Path) -> dict[int | str, dict[str, An
     return images
 
 
-def _categories(content: dict[str, Any], path: Path) -> dict[Any, str]:
-    categories: dict[Any, str] = {}
+def _categories(content: dict[str, Any], path: Path) -> dict[int | str, str]:
+    categories: dict[int | str, str] = {}
     for record in sorted(_records(content, "categories", path), key=lambda record: str(record.get("id")).zfill(12)):
         category_id, name = record.get("id"), record.get("name")
         if not isinstance(category_id, int | str) or not isinstance(name, str) or not name:
@@ -177,6 +175,21 @@ def _categories(content: dict[str, Any], path: Path) -> dict[Any, str]:
     if not categories:
         raise DataError(f"{path}: expected categories, found none")
     return categories
+
+
+def _annotations(
+    content: dict[str, Any], images: dict[int | str, Any], categories: dict[int | str, str], path: Path
+) -> list[dict[str, Any]]:
+    """The annotations, each of a known image and a known category."""
+    records = _records(content, "annotations", path)
+    for record in records:
+        image_id, category_id = record.get("image_id"), record.get("category_id")
+        where = f"{path}: annotation {record.get('id')}"
+        if not isinstance(image_id, int | str) or image_id not in images:
+            raise DataError(f"{where} is the annotation of a missing image: no image has the id {image_id}")
+        if not isinstance(category_id, int | str) or category_id not in categories:
+            raise DataError(f"{where}: expected one of the categories' ids, found {category_id}")
+    return records
 
 
 def _add(

@@ -9,7 +9,6 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from regionrt.runtime.errors import ImageError
 from regionrt.runtime.image import read_image
 
 from .errors import DataError
@@ -46,10 +45,7 @@ class Sample:
         """
         if isinstance(self.pixels, np.ndarray):
             return self.pixels.copy()
-        try:
-            image = read_image(self.pixels)
-        except OSError as error:  # gone or made unreadable since the data was opened
-            raise ImageError(f"cannot read image {self.pixels}: {error}") from error
+        image = read_image(self.pixels)
         if image.shape[:2] != self.size:
             raise DataError(
                 f"{self.pixels}: the annotation was made for {self.size[1]}×{self.size[0]} pixels, the decoded image "
