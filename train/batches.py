@@ -1,4 +1,4 @@
-"""From annotated samples to training batches: augmentation, the runtime's own canvas, and an order that can be resumed."""
+"""From annotated samples to training batches: augmentation, the runtime's canvas, and an order that can be resumed."""
 
 from __future__ import annotations
 
