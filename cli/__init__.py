@@ -1,4 +1,4 @@
-"""The command `regionrt`. `infer`, `build`, `doctor` need the base installation only, the other verbs the extra `cli`."""
+"""The command `regionrt`: three verbs from the base installation, the others from the extra `cli`."""
 
 import os
 import sys
@@ -23,7 +23,7 @@ def _run(arguments: list[str]) -> int:
 
         return infer(arguments[1:])
     if verb == "build":
-        from .build import main as build
+        from regionrt.runtime.build_command import main as build
 
         return build(arguments[1:])
     if verb == "doctor":

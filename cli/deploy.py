@@ -1,0 +1,147 @@
+"""The whole road in one function: compress, export, build, verify, bench, and the contract that decides."""
+
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from regionrt.bench.report import BenchOptions, bench, render
+from regionrt.bench.schema import Report
+from regionrt.export.bundle import ExportOptions, export_bundle, seal
+from regionrt.export.verify import verify
+from regionrt.runtime.atomic import replace_folder
+from regionrt.runtime.build import TARGETS, BuildOptions, build_engines
+from regionrt.runtime.bundle import Manifest, is_bundle
+from regionrt.runtime.errors import RegionRTError
+from regionrt.train.checkpoint import Checkpoint, module_from_checkpoint
+from regionrt.train.data import open_data
+
+Progress = Callable[[str, float], None]
+_STEPS = {"export": 0.0, "build": 0.15, "verify": 0.3, "bench": 0.5}  # where each begins, as a share of the time
+_EXPLAIN_IMAGES = 4
+
+
+class ContractError(RegionRTError):
+    """The artefact is not what it has to be: it differs from its PyTorch net, or costs more accuracy than allowed."""
+
+
+@dataclass(frozen=True)
+class DeployOptions:
+    """max_drop: points of AP50:95 (and of mask AP) that may be lost. targets: engines to build."""
+
+    max_drop: float = 0.5
+    export: ExportOptions = field(default_factory=ExportOptions)
+    build: BuildOptions = field(default_factory=BuildOptions)
+    bench: BenchOptions = field(default_factory=BenchOptions)
+    targets: tuple[str, ...] | None = None  # None: TensorRT for RTX where its library is installed
+    verify_images: int = 32
+
+    def __post_init__(self) -> None:
+        if not self.max_drop >= 0:
+            raise ValueError(f"max_drop: points ≥ 0 expected, {self.max_drop} given")
+        if self.verify_images < 1:
+            raise ValueError(f"verify_images: at least 1 expected, {self.verify_images} given")
+
+
+def deploy(
+    checkpoint: Checkpoint,
+    data: str | Path,
+    out: str | Path,
+    options: DeployOptions,
+    *,
+    compress: Callable[[Checkpoint], Checkpoint] | None = None,
+    commands: tuple[str, ...] = (),
+    progress: Progress | None = None,
+) -> Report:
+    """Write the bundle `out` with its report, if the contract holds; else nothing appears there.
+
+    The contract is judged on `options.bench.split` of `data`, on each artefact that runs here, against `checkpoint` in
+    eager PyTorch. compress: what is done to the checkpoint before export.
+
+    Raises ContractError, naming the figures and the stage where PyTorch and the artefact first part; and what the steps
+    raise. Returns the report, which also lies in the bundle.
+    """
+    tell = progress or (lambda text, done: None)
+    with replace_folder(out, is_bundle) as final, tempfile.TemporaryDirectory() as scratch:
+        bundle = Path(scratch) / Path(out).absolute().name  # its name stands in the report
+        exported = compress(checkpoint) if compress else checkpoint
+        export_bundle(exported, bundle, options.export, progress=_part(tell, "export"))
+        targets = options.targets if options.targets is not None else _targets_here()
+        for target in targets:
+            build_engines(bundle, target, options.build, _part(tell, "build"))
+        samples = open_data(data, options.bench.split, checkpoint.labels)
+        images = [
+            (s.name, s.image()) for s in map(samples.__getitem__, range(min(len(samples), options.verify_images)))
+        ]
+        verdicts = verify(bundle, module_from_checkpoint(exported), images, progress=_part(tell, "verify"))
+        for verdict in verdicts:
+            if not verdict.passed:
+                raise ContractError(f"{verdict.artefact} differs from its PyTorch net: {verdict.first_difference}")
+        report = bench(
+            [bundle],
+            checkpoint,
+            data,
+            replace(options.bench, max_drop=options.max_drop),
+            verification=[verdict.to_json() for verdict in verdicts],
+            commands=commands or None,
+            progress=_part(tell, "bench"),
+        )
+        broken = _broken_contract(report, options.max_drop)
+        if broken:
+            apart = verify(bundle, module_from_checkpoint(checkpoint), images[:_EXPLAIN_IMAGES], batches=(1,))
+            where = next((v.first_difference for v in apart if v.first_difference), None)
+            first = f"PyTorch and the artefact first part at {where}" if where else "no single stage stands out"
+            raise ContractError(f"{broken}; {first}; nothing was written to {out}")
+        render(report, bundle)
+        manifest = Manifest.read(bundle)
+        seal(replace(manifest, artifacts=_by_latency(manifest, report)))
+        for item in bundle.iterdir():
+            shutil.move(item, final / item.name)
+    tell("done", 1.0)
+    return report
+
+
+def _part(tell: Progress, step: str) -> Progress:
+    starts = [*_STEPS.values(), 1.0]
+    index = list(_STEPS).index(step)
+    start, stop = starts[index], starts[index + 1]
+    return lambda text, done: tell(f"{step}: {text}", start + (stop - start) * done)
+
+
+def _targets_here() -> tuple[str, ...]:
+    return ("tensorrt-rtx",) if find_spec(TARGETS["tensorrt-rtx"].module) is not None else ()
+
+
+def _broken_contract(report: Report, max_drop: float) -> str | None:
+    """The worst loss beyond `max_drop` points as a sentence; None if the contract holds."""
+    worst: tuple[float, str] | None = None
+    for row in report.candidates:
+        if row.kind != "bundle" or row.accuracy is None:
+            continue
+        for found in row.accuracy.differences:
+            if found.metric in ("AP", "mask_AP") and -found.points > max(max_drop, worst[0] if worst else 0.0):
+                text = (
+                    f"{row.name} loses {-found.points:.2f} points of {found.metric} on {row.accuracy.images} images "
+                    f"({found.confidence:.0%} interval {-found.high:.2f} to {-found.low:.2f}), allowed are {max_drop:g}"
+                )
+                worst = (-found.points, text)
+    return worst[1] if worst else None
+
+
+def _by_latency(manifest: Manifest, report: Report) -> tuple[Any, ...]:
+    """The manifest's artefacts in the order to try them: engines, which did not run here, then as measured."""
+    medians = {
+        (row.backend, row.form, row.precision): row.latency.p50_ms
+        for row in report.candidates
+        if row.kind == "bundle" and row.latency
+    }
+
+    def rank(artifact: Any) -> float:
+        return medians.get(
+            (artifact.backend, artifact.form, artifact.precision), 0.0 if artifact.engine else float("inf")
+        )
+
+    return tuple(sorted(manifest.artifacts, key=rank))

@@ -1,0 +1,129 @@
+"""The verbs between checkpoint and bundle: compress, export, verify."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from . import console
+from .app import verb
+from .arguments import AsJson, Data, Labels, Model, Size, checkpoint_from
+from .values import names_from, ranks_from, size_from
+
+
+@verb()
+def compress(
+    checkpoint: Path,
+    out: Annotated[Path, typer.Option(metavar="CKPT")],
+    rank: Annotated[str, typer.Option(metavar="fc6=1024,fc7=256", help="rank of each layer to split")],
+    model: Model = None,
+    labels: Labels = None,
+    as_json: AsJson = False,
+) -> None:
+    """Split fully connected layers by truncated SVD; the result is a checkpoint that trains and exports as before."""
+    from regionrt.export.compress.checkpoint import compress_checkpoint
+    from regionrt.train.checkpoint import write_checkpoint
+
+    compressed, layers = compress_checkpoint(checkpoint_from(checkpoint, model, labels), ranks_from(rank))
+    write_checkpoint(out, compressed)
+    if as_json:
+        console.print_json({"checkpoint": str(out), "layers": [layer.to_json() for layer in layers]})
+        return
+    rows = [
+        [x.name, str(x.rank), str(x.weights_before), str(x.weights_after), f"{100 * x.energy:.2f}%"] for x in layers
+    ]
+    console.table(str(out), ["layer", "rank", "weights before", "after", "energy kept"], rows)
+
+
+@verb()
+def export(
+    checkpoint: Path,
+    out: Annotated[Path, typer.Option(metavar="BUNDLE")],
+    model: Model = None,
+    labels: Labels = None,
+    precision: Annotated[str, typer.Option(help="fp32 or fp16")] = "fp32",
+    ops: Annotated[str, typer.Option(help="forms of our ops: native, portable, or both")] = "native,portable",
+    size: Size = None,
+    dynamic: Annotated[bool, typer.Option("--dynamic", help="any size up to --size, in steps of the stride")] = False,
+    score: Annotated[float | None, typer.Option(help="score threshold; default: the model's")] = None,
+    nms: Annotated[float | None, typer.Option(help="IoU threshold of the final NMS")] = None,
+    detections: Annotated[int | None, typer.Option(help="most detections of an image")] = None,
+    proposals: Annotated[int | None, typer.Option(help="most proposals of an image")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Checkpoint → bundle: ONNX files, weights, labels, manifest."""
+    from regionrt.export import ExportOptions, export_bundle
+    from regionrt.runtime.bundle import Manifest
+
+    options = ExportOptions(
+        precision=precision, ops=names_from(ops) or (), size=size_from(size), dynamic=dynamic, score=score, nms=nms,
+        detections=detections, proposals=proposals,
+    )  # fmt: skip
+    with console.steps("export") as tell:
+        export_bundle(checkpoint_from(checkpoint, model, labels), out, options, progress=tell)
+    _print_bundle(Manifest.read(out), as_json)
+
+
+def _print_bundle(manifest: Any, as_json: bool) -> None:
+    if as_json:
+        console.print_json(manifest.to_json())
+        return
+    canvas = manifest.canvas
+    size = f"{'up to ' if canvas.dynamic else ''}{canvas.height}×{canvas.width}"
+    total = sum(entry["bytes"] for entry in manifest.files.values())
+    rows = [[a.backend, a.form, a.precision, a.files[0]] for a in manifest.artifacts]
+    title = f"{manifest.folder}: {manifest.model}, {len(manifest.labels) - 1} classes, {size} px, {total / 1e6:.1f} MB"
+    console.table(title, ["backend", "form", "precision", "file"], rows)
+
+
+@verb()
+def verify(
+    bundle: Path,
+    checkpoint: Annotated[Path, typer.Option()],
+    data: Data,
+    split: str = "test",
+    images: Annotated[int, typer.Option(help="how many of the split")] = 32,
+    batch: Annotated[str, typer.Option(help="batch sizes, comma-separated; stages are fed at the first")] = "1,4",
+    model: Model = None,
+    labels: Labels = None,
+    as_json: AsJson = False,
+) -> int:
+    """PyTorch against the bundle, stage by stage and end to end, on real images; exit code 1 where they differ."""
+    from regionrt.export.verify import verify as run
+    from regionrt.train.data import open_data
+
+    source = checkpoint_from(checkpoint, model, labels)
+    chosen = open_data(data, split, source.labels)
+    samples = [chosen[i] for i in range(min(images, len(chosen)))]
+    sizes = [int(n) for n in names_from(batch) or () if n.isdigit() and int(n) > 0]
+    if not sizes:
+        raise typer.BadParameter(f"--batch: expected sizes such as 1,4, found {batch!r}")
+    with console.steps("verify") as tell:
+        verdicts = run(
+            bundle,
+            module_from_checkpoint(source),
+            [(sample.name, sample.image()) for sample in samples],
+            batches=sizes,
+            progress=tell,
+        )
+    if as_json:
+        console.print_json([verdict.to_json() for verdict in verdicts])
+    else:
+        for verdict in verdicts:
+            _print_verdict(verdict)
+    return 0 if all(verdict.passed for verdict in verdicts) else 1
+
+
+def _print_verdict(verdict: Any) -> None:
+    rows = [
+        [c.stage, c.value, f"{c.error:.1e}", f"{c.limit:.0e}", "ok" if c.passed else "DIFFERS", c.image]
+        for c in verdict.checks
+    ]
+    for a in verdict.agreements:
+        verdict_of = "ok" if a.share >= verdict.tolerance.matched else "DIFFERS"
+        matched = f"{a.matched} of {max(a.eager, a.artefact)}"
+        rows.append([f"end to end, batch {a.batch}", "detections", matched, "", verdict_of, a.worst_image])
+    columns = ["stage", "value", "error / matched", "limit", "", "worst image"]
+    console.table(f"{verdict.artefact} ({verdict.form}, {verdict.precision}), {verdict.images} images", columns, rows)
+    if verdict.first_difference:
+        console.say(f"first difference: {verdict.first_difference}")

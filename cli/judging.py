@@ -1,0 +1,134 @@
+"""The verbs that measure and decide: bench, deploy, demo."""
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from . import console
+from .app import verb
+from .arguments import AsJson, Data, Labels, Model, Size, checkpoint_from
+from .values import ranks_from, size_from
+
+
+@verb()
+def bench(
+    bundles: Annotated[
+        list[Path] | None, typer.Argument(metavar="[BUNDLE…]", help="may be none: PyTorch alone")
+    ] = None,
+    *,
+    out: Annotated[Path, typer.Option(metavar="REPORT", help="folder for report.json, report.md, report.html")],
+    checkpoint: Annotated[Path | None, typer.Option(help="the PyTorch baseline")] = None,
+    data: Annotated[str | None, typer.Option("--data", metavar="DIR", help="without it: latency only")] = None,
+    split: str = "test",
+    seconds: Annotated[float, typer.Option(help="of interleaved measurement")] = 30.0,
+    threads: Annotated[int | None, typer.Option(help="CPU threads of every candidate")] = None,
+    batch: Annotated[int, typer.Option(help="throughput at this batch size too; 1: not")] = 4,
+    image: Annotated[list[Path] | None, typer.Option(help="photos to time on where there is no data")] = None,
+    max_images: Annotated[int | None, typer.Option(help="of the split, for accuracy")] = None,
+    device: Annotated[str, typer.Option(help="PyTorch's: cpu or cuda")] = "cpu",
+    compile_seconds: Annotated[float, typer.Option(help="most for each torch.compile; 0: do not try")] = 120.0,
+    model: Model = None,
+    labels: Labels = None,
+    as_json: AsJson = False,
+) -> None:
+    """Latency and accuracy of bundles beside PyTorch, interleaved in one run; writes one report."""
+    from regionrt.bench.report import BenchOptions, render
+    from regionrt.bench.report import bench as run
+
+    options = BenchOptions(
+        split=split, seconds=seconds, threads=threads, batch=batch, images=tuple(map(str, image or ())),
+        max_images=max_images, device=device, compile_seconds=compile_seconds,
+    )  # fmt: skip
+    source = checkpoint_from(checkpoint, model, labels) if checkpoint else None
+    with console.steps("bench") as tell:
+        report = run(bundles or [], source, data, options, progress=tell)
+    files = render(report, out)
+    _print_report(report, files[-1], as_json)
+
+
+@verb()
+def deploy(
+    checkpoint: Path,
+    data: Data,
+    out: Annotated[Path, typer.Option(metavar="BUNDLE")],
+    max_drop: Annotated[float, typer.Option(help="points of AP50:95 (and mask AP) that may be lost")] = 0.5,
+    rank: Annotated[
+        str | None, typer.Option(metavar="fc6=1024,fc7=256", help="split layers by truncated SVD first")
+    ] = None,
+    precision: Annotated[str, typer.Option(help="fp32 or fp16")] = "fp32",
+    size: Size = None,
+    dynamic: Annotated[bool, typer.Option("--dynamic", help="any size up to --size, in steps of the stride")] = False,
+    proposals: Annotated[int | None, typer.Option(help="most proposals of an image")] = None,
+    detections: Annotated[int | None, typer.Option(help="most detections of an image")] = None,
+    score: Annotated[float | None, typer.Option(help="score threshold; default: the model's")] = None,
+    target: Annotated[
+        list[str] | None, typer.Option(help="tensorrt-rtx, tensorrt or none; default: what is installed")
+    ] = None,
+    split: Annotated[str, typer.Option(help="on which the contract is judged")] = "test",
+    seconds: Annotated[float, typer.Option(help="of interleaved measurement")] = 30.0,
+    verify_images: Annotated[int, typer.Option(help="how many images to verify on")] = 32,
+    compile_seconds: Annotated[
+        float, typer.Option(help="most for each torch.compile of the baseline; 0: do not try")
+    ] = 120.0,
+    model: Model = None,
+    labels: Labels = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compress, export, build, verify and bench in one; refuses (exit code 1) when too much accuracy is lost."""
+    from regionrt.bench.report import BenchOptions
+    from regionrt.export import ExportOptions
+    from regionrt.export.compress.checkpoint import compress_checkpoint
+
+    from .deploy import DeployOptions
+    from .deploy import deploy as run
+
+    ranks = ranks_from(rank) if rank else None
+    options = DeployOptions(
+        max_drop=max_drop,
+        export=ExportOptions(
+            precision=precision, size=size_from(size), dynamic=dynamic, score=score, proposals=proposals,
+            detections=detections,
+        ),
+        bench=BenchOptions(split=split, seconds=seconds, compile_seconds=compile_seconds),
+        targets=None if target is None else tuple(name for name in target if name != "none"),
+        verify_images=verify_images,
+    )  # fmt: skip
+    source = checkpoint_from(checkpoint, model, labels)
+    with console.steps("deploy") as tell:
+        report = run(
+            source,
+            data,
+            out,
+            options,
+            compress=(lambda c: compress_checkpoint(c, ranks)[0]) if ranks else None,
+            commands=("regionrt " + shlex.join(sys.argv[1:]),),
+            progress=tell,
+        )
+    _print_report(report, out / "report.html", as_json)
+
+
+def _print_report(report: Any, page: Path, as_json: bool) -> None:
+    if as_json:
+        console.print_json(report.to_json())
+        return
+    rows = []
+    for row in report.candidates:
+        latency = [f"{row.latency.p50_ms:.1f}", f"{row.latency.p90_ms:.1f}"] if row.latency else ["not run", ""]
+        faster = f"{row.speedup_over_eager.ratio:.2f}×" if row.speedup_over_eager else ""
+        ap = row.accuracy.metrics.get("AP") if row.accuracy else None
+        lost = next((d for d in row.accuracy.differences if d.metric == "AP"), None) if row.accuracy else None
+        change = f"{lost.points:+.2f} [{lost.low:+.2f}, {lost.high:+.2f}]" if lost else ""
+        rows.append([row.name, *latency, faster, f"{100 * ap:.2f}" if ap is not None else "", change])
+    console.table(report.title, ["candidate", "p50 ms", "p90 ms", "faster", "AP", "change (95 %)"], rows)
+    console.out.print(f"report: {page}", markup=False)
+
+
+@verb()
+def demo(out: Annotated[Path, typer.Option(metavar="DIR", help="everything goes there")] = Path("demo")) -> int:
+    """The whole road on data it makes itself: train, evaluate, export, build, verify, infer, bench."""
+    from .demo import demo as run
+
+    return run(out)
