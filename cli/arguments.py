@@ -16,5 +16,6 @@ Size = Annotated[str | None, typer.Option(metavar="HxW", help="canvas in pixels,
 
 def checkpoint_from(path: Path, model: str | None, labels: Path | None) -> Any:
     """The checkpoint at `path`; `model` and `labels` say what a plain state_dict is."""
+    from regionrt.train.checkpoint import read_checkpoint
 
     return read_checkpoint(path, model, labels_from(labels))

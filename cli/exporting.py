@@ -90,6 +90,7 @@ def verify(
 ) -> int:
     """PyTorch against the bundle, stage by stage and end to end, on real images; exit code 1 where they differ."""
     from regionrt.export.verify import verify as run
+    from regionrt.train.checkpoint import module_from_checkpoint
     from regionrt.train.data import open_data
 
     source = checkpoint_from(checkpoint, model, labels)
