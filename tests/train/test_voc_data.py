@@ -184,5 +184,12 @@ def test_a_list_that_is_not_text_is_refused(root):
 
 
 def test_the_devkits_lists_per_class_are_no_splits(root):
-    with pytest.raises(DataError, match=r"found the splits train, val$"):
+    with pytest.raises(
+        DataError, match=r"cat_train\.txt, line 1: .*found 'one 1' \(one of the devkit's lists per class"
+    ):
         open_data(root, "cat_train")
+
+
+def test_a_split_may_be_called_like_a_list_per_class(root):
+    (root / "ImageSets" / "Main" / "fold1_train.txt").write_text("three\n")
+    assert [sample.image_id for sample in open_data(root, "fold1_train")] == ["three"]

@@ -54,12 +54,13 @@ class VocData:
     ) -> None:
         where = f"{root} ({split})"
         splits = voc_splits(root)
-        if split not in splits:
+        lists = root / "ImageSets" / "Main"
+        if not (lists / f"{split}.txt").is_file():
             raise DataError(
                 f"{root}: expected ImageSets/Main/{split}.txt for the split {split!r}, "
                 f"found the splits {listed(splits)}"
             )
-        names = read_split(root / "ImageSets" / "Main" / f"{split}.txt")
+        names = read_split(lists / f"{split}.txt")
         if not names:
             raise DataError(f"{root}: the split {split!r} lists no image")
         annotations = {name: read_annotation(root / "Annotations" / f"{name}.xml") for name in names}
@@ -68,7 +69,7 @@ class VocData:
         if labels is None:
             # The same folder must give the same labels for every split, also where one split lacks a class.
             for other in splits:
-                for name in read_split(root / "ImageSets" / "Main" / f"{other}.txt"):
+                for name in read_split(lists / f"{other}.txt"):
                     if name not in annotations:
                         annotations[name] = read_annotation(root / "Annotations" / f"{name}.xml")
             known = sorted({item.name for annotation in annotations.values() for item in annotation.objects})
@@ -92,7 +93,7 @@ class VocData:
 
 
 def voc_splits(root: Path) -> list[str]:
-    """Names of the splits; VOC's lists per class (`cat_train.txt`, with a second column) are not splits."""
+    """Names of the splits, without VOC's lists per class (`cat_train.txt` beside `train.txt`)."""
     folder = root / "ImageSets" / "Main"
     stems = sorted(path.stem for path in folder.glob("*.txt"))
     return [stem for stem in stems if "_" not in stem or stem.rsplit("_", 1)[1] not in stems]
@@ -111,7 +112,10 @@ def read_split(path: Path) -> list[str]:
         if not name:
             continue
         if len(name.split()) > 1:
-            raise DataError(f"{path}, line {number}: expected one image name, found {name[:60]!r}")
+            raise DataError(
+                f"{path}, line {number}: expected one image name, "
+                f"found {name[:60]!r} (one of the devkit's lists per class?)"
+            )
         if name.endswith(IMAGE_SUFFIXES):
             name = name.rsplit(".", 1)[0]
         inside(path.parent, name, f"{path}, line {number}")
