@@ -1,0 +1,137 @@
+"""Latency of whole requests, candidates in turn: canvas, artefact, boxes (and masks) back in the photo."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from regionrt.runtime.clock import Timing, TimingOptions, measure
+from regionrt.runtime.predictor import Predictor
+
+from .schema import Latency, Ratio
+
+Progress = Callable[[int, int | None], None]
+BOOTSTRAP = 2000
+
+
+@dataclass(frozen=True)
+class Timed:
+    """The latencies by name, and in one phrase for each how quiet the machine was ("" if nothing was disturbed)."""
+
+    latencies: dict[str, Latency]
+    disturbances: dict[str, str]
+    rounds: int
+
+
+class Requests:
+    """One candidate's requests over a ring of photos: each call is the next photo; keeps the time of every stage."""
+
+    def __init__(
+        self, predict: Predictor, photos: Sequence[np.ndarray], batch: int = 1, mask_score: float = 0.5
+    ) -> None:
+        self.predict = predict
+        self.photos = photos
+        self.batch = batch
+        self.mask_score = mask_score
+        self.stages_ms: list[tuple[float, float, float]] = []
+        self.detections: list[int] = []
+        self._next = 0
+
+    def __call__(self) -> None:
+        """Masks of detections above `mask_score` are pasted: a request ends with what a user would look at."""
+        photos = [self.photos[(self._next + k) % len(self.photos)] for k in range(self.batch)]
+        self._next += self.batch
+        start = time.perf_counter()
+        prepared = self.predict.prepare(photos)
+        placed = time.perf_counter()
+        outputs = self.predict.execute(prepared)
+        ran = time.perf_counter()
+        results = self.predict.finish(prepared, outputs)
+        for found in results:
+            if found.roi_masks is not None:
+                for _ in found.above(self.mask_score).crops():
+                    pass
+        done = time.perf_counter()
+        self.stages_ms.append((1e3 * (placed - start), 1e3 * (ran - placed), 1e3 * (done - ran)))
+        self.detections.append(sum(int((found.scores > self.mask_score).sum()) for found in results))
+
+
+def time_requests(
+    predictors: Mapping[str, Predictor],
+    photos: Sequence[np.ndarray],
+    options: TimingOptions,
+    *,
+    batch: int = 4,
+    batch_options: TimingOptions | None = None,
+    mask_score: float = 0.5,
+    progress: Progress | None = None,
+) -> Timed:
+    """Times every predictor interleaved, one photo per request; then batches of `batch` (1: leaves that out).
+
+    photos: decoded, RGB uint8 [H, W, 3]; decoding is not part of a request. Each round gives every candidate the same
+    photo. Errors of a candidate pass through.
+    """
+    if not photos:
+        raise ValueError("time_requests: expected at least one photo")
+    ring = {name: Requests(predict, photos, mask_score=mask_score) for name, predict in predictors.items()}
+    measured = measure(ring, options, progress=progress)
+    speeds = {name: {"1": measured[name].throughput_per_s} for name in predictors}
+    if batch > 1:
+        batched = {n: Requests(predict, photos, batch, mask_score) for n, predict in predictors.items()}
+        in_batches = measure(batched, batch_options or TimingOptions(1, 0.0, rounds=5), items_per_call=batch)
+        for name in predictors:
+            speeds[name][str(batch)] = in_batches[name].throughput_per_s
+    return Timed(
+        {name: _latency(measured[name], ring[name], speeds[name]) for name in predictors},
+        {name: disturbance(measured[name]) for name in predictors},
+        measured.rounds,
+    )
+
+
+def speedup(other: Latency, this: Latency, seed: int = 0) -> Ratio:
+    """How many times faster `this` is than `other`: ratio of the medians, 95 % interval of a bootstrap over rounds.
+
+    Rounds in which either was disturbed take no part, unless that leaves none.
+    """
+    left_out = set(other.disturbed) | set(this.disturbed)
+    rounds = [i for i in range(len(this.samples_ms)) if i not in left_out] or list(range(len(this.samples_ms)))
+    pairs = np.array([(other.samples_ms[i], this.samples_ms[i]) for i in rounds])
+    rng = np.random.default_rng(seed)
+    medians = np.median(pairs[rng.integers(0, len(pairs), (BOOTSTRAP, len(pairs)))], axis=1)  # [B, 2]
+    low, high = np.percentile(medians[:, 0] / medians[:, 1], [2.5, 97.5])
+    return Ratio(other.p50_ms / this.p50_ms, float(low), float(high))
+
+
+def disturbance(timing: Timing) -> str:
+    """One phrase if other load got in the way, else ""."""
+    if timing.noisy:
+        return (
+            f"the machine was not quiet: {timing.disturbed} of {len(timing.samples_ms)} requests waited for a CPU, "
+            "so all are counted; read p90 and p99 with care"
+        )
+    if timing.disturbed:
+        return f"{timing.disturbed} of {len(timing.samples_ms)} requests were disturbed by other load and are left out"
+    return ""
+
+
+def _latency(timing: Timing, requests: Requests, speeds: dict[str, float]) -> Latency:
+    count = len(timing.samples_ms)  # the last `count` calls: those before were warm-up
+    kept = np.array(timing.kept)
+    stages = np.array(requests.stages_ms[-count:])[kept].mean(axis=0)
+    stages *= timing.mean_ms / stages.sum()  # the clock's own microseconds around the stages, spread over them
+    return Latency(
+        samples_ms=tuple(round(value, 4) for value in timing.samples_ms),
+        disturbed=tuple(int(i) for i in np.flatnonzero(~kept)),
+        p50_ms=timing.p50_ms,
+        p90_ms=timing.p90_ms,
+        p99_ms=timing.p99_ms,
+        mean_ms=timing.mean_ms,
+        stages_ms={
+            name: float(value) for name, value in zip(("preprocess", "run", "postprocess"), stages, strict=True)
+        },
+        images_per_second=speeds,
+        detections_per_image=float(np.mean(requests.detections[-count:])),
+    )
