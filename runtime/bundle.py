@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
+from types import NoneType
 from typing import Any, TypedDict
 
 from .errors import BundleError
@@ -118,12 +119,15 @@ class Manifest:
         max_batch = data.get("max_batch")
         whole = max_batch is None or (type(max_batch) is int and max_batch >= 1)
         _expect(whole, "manifest: max_batch", "null or a whole number ≥ 1", max_batch)
+        for name in ("checkpoint_sha256", "created"):
+            _expect(isinstance(data.get(name), (str, NoneType)), f"manifest: {name}", "a text or null", data.get(name))
+        _expect(isinstance(data.get("versions", {}), Mapping), "manifest: versions", "an object", data.get("versions"))
         files = {name: _file_entry(name, entry) for name, entry in data["files"].items()}
         for name, entry in files.items():
             _check_size(folder, name, entry)
         artifacts = tuple(Artifact.from_json(entry) for entry in data["artifacts"])
         labels_file = data["labels_file"]
-        for name in {labels_file, *(name for artifact in artifacts for name in artifact.files)}:
+        for name in [labels_file, *(name for artifact in artifacts for name in artifact.files)]:
             _expect(isinstance(name, str) and name in files, "manifest", f"{name!r} listed under files", "it is not")
         return cls(
             folder=folder,
@@ -137,7 +141,7 @@ class Manifest:
             max_batch=max_batch,
             checkpoint_sha256=data.get("checkpoint_sha256"),
             created=data.get("created"),
-            versions=data.get("versions") or {},
+            versions=data.get("versions", {}),
             labels_file=labels_file,
         )
 

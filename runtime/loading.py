@@ -28,7 +28,7 @@ def load(
     Args:
         path: the bundle, a folder with manifest.json.
         backend: "auto" takes the manifest's first artefact that runs on this machine (`predict.about` says which, and
-            why not those before it); a name takes the first of that backend, and nothing else.
+            why not the others); a name takes the first of that backend, and nothing else.
         score_threshold: raises the bundle's score threshold (0…1).
         threads: CPU threads; None takes one per usable physical core.
         form, precision: only artefacts of this form ("native", "portable") or precision ("fp32", "fp16").
@@ -39,10 +39,9 @@ def load(
     """
     manifest = Manifest.read(path)
     check_score(score_threshold, manifest.thresholds["score"])
+    wanted = [artifact for artifact in manifest.artifacts if _wanted(artifact, backend, form, precision)]
     skipped: list[dict[str, Any]] = []
-    for artifact in manifest.artifacts:
-        if not _wanted(artifact, backend, form, precision):
-            continue
+    for place, artifact in enumerate(wanted):
         why = manifest.preflight(artifact)
         if why is None:
             manifest.verify_files(artifact.files)
@@ -53,11 +52,16 @@ def load(
                 if backend == "auto":
                     warnings.warn(f"{path}: {artifact} is left out: {why}", stacklevel=2)
             else:
-                return _predictor(manifest, artifact, runner, score_threshold, skipped)
-        skipped.append(
-            {"backend": artifact.backend, "form": artifact.form, "precision": artifact.precision, "why": why}
-        )
+                later = [
+                    _left_out(a, manifest.preflight(a) or "comes later in the bundle") for a in wanted[place + 1 :]
+                ]
+                return _predictor(manifest, artifact, runner, score_threshold, skipped + later)
+        skipped.append(_left_out(artifact, why))
     raise BackendError(_nothing_runs(manifest, backend, form, precision, skipped))
+
+
+def _left_out(artifact: Artifact, why: str) -> dict[str, Any]:
+    return {"backend": artifact.backend, "form": artifact.form, "precision": artifact.precision, "why": why}
 
 
 def _wanted(artifact: Artifact, backend: str, form: str | None, precision: str | None) -> bool:

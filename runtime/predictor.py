@@ -152,10 +152,8 @@ class Predictor:
         count = int(outputs["num_detections"][index])
         boxes, scores, labels = (outputs[name][index, :count] for name in ("boxes", "scores", "labels"))
         masks = outputs["masks"][index, :count] if "masks" in outputs else None
-        if not (np.isfinite(boxes).all() and np.isfinite(scores).all()):
-            raise BackendError(
-                f"{self.runner.name}: a box or score is not finite; expected numbers: the artefact is broken"
-            )
+        if not all(np.isfinite(values).all() for values in (boxes, scores, () if masks is None else masks)):
+            raise BackendError(f"{self.runner.name}: a box, score or mask is not finite: the artefact is broken")
         if count and not (labels.min() >= 1 and labels.max() < len(self.labels)):
             raise BackendError(
                 f"{self.runner.name}: labels {labels.min()}…{labels.max()}, expected 1…{len(self.labels) - 1}: "
@@ -181,6 +179,9 @@ class Predictor:
         slots = outputs["scores"].shape[-1]
         expected = {"num_detections": (images,), "overflow": (images,), "boxes": (images, slots, 4)}
         expected |= {"scores": (images, slots), "labels": (images, slots)}
+        if "masks" in outputs:
+            side = outputs["masks"].shape[-1]
+            expected["masks"] = (images, slots, side, side)
         for name, shape in expected.items():
             if outputs[name].shape != shape:
                 raise BackendError(

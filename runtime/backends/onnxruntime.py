@@ -35,7 +35,7 @@ class OnnxRuntimeRunner:
         except ImportError as error:
             raise BackendError(f"onnxruntime cannot be imported ({error}): pip install 'regionrt[ort]'") from error
         if threads is not None and threads < 1:
-            raise BackendError(f"threads: expected at least 1, found {threads}")
+            raise ValueError(f"threads: expected at least 1, got {threads}")
         self.threads = threads or usable_cores()
         options = ort.SessionOptions()
         options.intra_op_num_threads = self.threads

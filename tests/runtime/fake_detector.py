@@ -1,8 +1,8 @@
 """A detector small enough to be understood: it finds the bright area of each colour channel. And a bundle around it.
 
-For each of red, green, blue: where the channel is above 127 the box is the extent of those pixels, the score the channel's
-peak / 255, the label 1, 2 or 3. It follows the inputs and outputs of every artefact, so that what the runtime does
-before and after the net can be judged end to end: a red rectangle painted on a photo must come back as its box.
+For each of red, green, blue: where the channel is above 127 the box is the extent of those pixels, the score the
+channel's peak / 255, the label 1, 2 or 3. It follows the inputs and outputs of every artefact, so that what the runtime
+does before and after the net can be judged end to end: a red rectangle painted on a photo must come back as its box.
 A pixel (0, 77, 0) at the top left makes it report 5 dropped candidates.
 """
 
@@ -147,7 +147,8 @@ def fake_manifest(folder: Path, **changes: Any) -> dict[str, Any]:
 
 
 def fake_artifact(backend: str, form: str, files: list[str], **more: Any) -> dict[str, Any]:
-    return {"backend": backend, "form": form, "precision": "fp32", "files": files, "inputs": [], "outputs": [], **more}
+    lists: dict[str, Any] = {name: [] for name in ("inputs", "outputs", "profiles", "stages", "ops_between")}
+    return {"backend": backend, "form": form, "precision": "fp32", "files": files} | lists | more
 
 
 def write_fake_bundle(folder: Path, masks: bool = False, **changes: Any) -> Path:

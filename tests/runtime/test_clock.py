@@ -1,0 +1,151 @@
+"""The clock: order of the calls, percentiles, and what it does with disturbed samples."""
+
+from __future__ import annotations
+
+import gc
+import json
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from regionrt.runtime import clock
+from regionrt.runtime.clock import Measurement, TimingOptions, measure
+
+QUICK = TimingOptions(warmup_rounds=0, warmup_seconds=0, rounds=6)
+
+
+def scripted(monkeypatch: pytest.MonkeyPatch, wall_ms: list[float], waited_ms: list[float] | None) -> Measurement:
+    """measure() of one callable whose samples are given."""
+    waits: list[float | None] = [None] * len(wall_ms) if waited_ms is None else [value / 1e3 for value in waited_ms]
+    samples = iter([clock._Sample(wall / 1e3, wall / 2e3, wait) for wall, wait in zip(wall_ms, waits, strict=True)])
+    monkeypatch.setattr(clock, "_sample", lambda call: next(samples))
+    return measure({"net": lambda: None}, TimingOptions(0, 0, rounds=len(wall_ms)), items_per_call=4)
+
+
+def test_rounds_are_interleaved_and_start_with_another_one() -> None:
+    order: list[str] = []
+    measure({name: (lambda name=name: order.append(name)) for name in "abc"}, QUICK)
+    assert "".join(order) == "abcbcacab" * 2
+
+
+def test_warm_up_is_not_counted() -> None:
+    calls = []
+    result = measure({"a": lambda: calls.append(1)}, TimingOptions(warmup_rounds=5, warmup_seconds=0, rounds=7))
+    assert len(calls) == 12
+    assert result.rounds == len(result["a"].samples_ms) == 7
+
+
+def test_it_measures_time() -> None:
+    result = measure({"short": lambda: time.sleep(0.002), "long": lambda: time.sleep(0.02)}, QUICK)
+    assert 2 <= result["short"].min_ms < 10
+    assert 20 <= result["long"].p50_ms < 40
+    assert result["long"].cpu_ms < 10  # it slept
+    assert result["long"].throughput_per_s == pytest.approx(1000 / result["long"].mean_ms)
+
+
+def test_seconds_and_least_rounds() -> None:
+    started = time.perf_counter()
+    result = measure({"a": lambda: time.sleep(0.005)}, TimingOptions(0, 0, seconds=0.2, least_rounds=3))
+    assert 0.2 <= time.perf_counter() - started < 2
+    assert result.rounds > 3
+    assert measure({"a": lambda: None}, TimingOptions(0, 0, seconds=0, least_rounds=4)).rounds == 4
+
+
+def test_percentiles_are_over_the_clean_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    wall = [*range(10, 110), 500.0, 600.0]
+    timing = scripted(monkeypatch, wall, [0.0] * 100 + [400.0, 30.0])["net"]  # 400 of 500 ms, exactly 5 % of 600 ms
+    assert timing.disturbed == 2
+    assert timing.kept == (True,) * 100 + (False,) * 2
+    assert not timing.noisy
+    for name, percent in (("p50_ms", 50), ("p90_ms", 90), ("p99_ms", 99)):
+        assert getattr(timing, name) == pytest.approx(np.percentile(range(10, 110), percent))
+    assert timing.mean_ms == pytest.approx(59.5)
+    assert timing.min_ms == pytest.approx(10)
+    assert timing.spread_ms == pytest.approx(49.5)
+    assert timing.cpu_ms == pytest.approx(59.5 / 2)
+    assert timing.throughput_per_s == pytest.approx(4 / 0.0595)
+    assert len(timing.samples_ms) == 102
+
+
+def test_where_most_samples_are_disturbed_all_are_kept_and_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    timing = scripted(monkeypatch, [10.0, 20.0, 30.0], [9.0, 9.0, 0.0])["net"]
+    assert timing.noisy
+    assert timing.disturbed == 2
+    assert all(timing.kept)
+    assert timing.p50_ms == pytest.approx(20)
+
+
+def test_where_the_system_does_not_tell_nothing_is_set_aside(monkeypatch: pytest.MonkeyPatch) -> None:
+    timing = scripted(monkeypatch, [10.0, 1000.0], None)["net"]
+    assert timing.disturbed == 0
+    assert timing.rule == clock.NO_RULE
+
+
+@pytest.mark.skipif(clock._waited_s() is None, reason="this kernel has no schedstat")
+def test_load_by_others_is_noticed() -> None:
+    """Two busy processes per core: a spinning thread of ours must wait for its CPU."""
+
+    def spin() -> None:
+        end = time.perf_counter() + 0.03
+        while time.perf_counter() < end:
+            pass
+
+    import os
+
+    busy = "import time\nend = time.time() + 20\nwhile time.time() < end: pass"
+    others = [subprocess.Popen([sys.executable, "-c", busy]) for _ in range(2 * (os.cpu_count() or 1))]
+    try:
+        time.sleep(0.3)
+        timing = measure({"spin": spin}, TimingOptions(0, 0, rounds=20))["spin"]
+    finally:
+        for other in others:
+            other.kill()
+            other.wait()
+    assert timing.disturbed >= 10
+
+
+def test_the_result_is_json_and_names_the_machine() -> None:
+    result = measure({"a": lambda: None}, QUICK)
+    data = json.loads(json.dumps(result.to_json()))
+    assert data["timings"]["a"]["p50_ms"] == result["a"].p50_ms
+    assert data["machine"]["usable_cores"] >= 1
+    assert data["rounds"] == 6
+    assert data["peak_rss_bytes"] > 10e6
+
+
+def test_peak_memory_is_of_the_process() -> None:
+    code = (
+        "from regionrt.runtime.machine import peak_rss_bytes\n"
+        "before = peak_rss_bytes()\nx = bytearray(200_000_000)\nprint(before, peak_rss_bytes())"
+    )
+    before, after = map(int, subprocess.check_output([sys.executable, "-c", code]).split())
+    assert 190e6 < after - before < 260e6
+
+
+def test_errors_pass_and_the_collector_is_on_again() -> None:
+    def fail() -> None:
+        raise RuntimeError("engine")
+
+    with pytest.raises(RuntimeError, match="engine"):
+        measure({"a": fail}, QUICK)
+    assert gc.isenabled()
+
+
+def test_progress_is_told() -> None:
+    told: list[tuple[int, int | None]] = []
+    measure({"a": lambda: None}, QUICK, progress=lambda done, of: told.append((done, of)))
+    assert told == [(number, 6) for number in range(1, 7)]
+
+
+@pytest.mark.parametrize("options", [{"rounds": 0}, {"least_rounds": 0}, {"seconds": -1}, {"warmup_rounds": -1}])
+def test_options_are_checked(options: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match="expected"):
+        TimingOptions(**options)  # type: ignore[arg-type]
+
+
+def test_nothing_to_measure() -> None:
+    with pytest.raises(ValueError, match="at least one"):
+        measure({})
