@@ -3,6 +3,7 @@
 import argparse
 import json
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,13 +11,44 @@ from .build import DEFAULT_OPTIONS, TARGETS, BuildOptions, build_engines
 from .bundle import Artifact
 from .errors import RegionRTError
 
+EXIT_DONE, EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit status: 0 built, 1 the build failed, 2 wrong use (argparse exits by itself)."""
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Builds, and returns the exit code: 0 done, 1 the build failed, 2 wrong use, 130 interrupted.
+
+    Errors are one line on standard error, with a traceback only under --debug.
+    """
     parser = _parser()
-    asked = parser.parse_args(arguments)
     try:
-        options = BuildOptions(
+        asked = parser.parse_args(argv)
+        options = _options(parser, asked)
+    except SystemExit as stop:  # argparse's way to say --help (0) or wrong use (2)
+        return stop.code if isinstance(stop.code, int) else EXIT_USAGE
+    show = _show if sys.stderr.isatty() and not asked.json else None
+    start = "\n" if show else ""  # leaves the line of the progress
+    try:
+        artifacts = build_engines(asked.bundle, asked.target, options, show)
+    except KeyboardInterrupt:
+        print(f"{start}interrupted, the bundle is as it was", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except Exception as error:
+        if asked.debug:
+            traceback.print_exc()
+        defect = "" if isinstance(error, RegionRTError) else " (a defect of regionrt: --debug shows where)"
+        print(f"{start}error: {error}{defect}", file=sys.stderr)
+        return EXIT_FAILED
+    if asked.json:
+        print(json.dumps([artifact.to_json() for artifact in artifacts], indent=2))
+    else:
+        for artifact in artifacts:
+            print(_line(artifact))
+    return EXIT_DONE
+
+
+def _options(parser: argparse.ArgumentParser, asked: argparse.Namespace) -> BuildOptions:
+    try:
+        return BuildOptions(
             ops=asked.ops,
             compute_capability=tuple(filter(None, (part.strip() for part in asked.compute_capability.split(",")))),
             optimization_level=asked.optimization_level,
@@ -26,17 +58,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
     except ValueError as error:
         parser.error(str(error))
-    try:
-        artifacts = build_engines(asked.bundle, asked.target, options, None if asked.json else _show)
-    except RegionRTError as error:
-        print(f"regionrt: {error}", file=sys.stderr)
-        return 1
-    if asked.json:
-        print(json.dumps([artifact.to_json() for artifact in artifacts], indent=2))
-    else:
-        for artifact in artifacts:
-            print(_line(artifact))
-    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -56,14 +77,13 @@ def _parser() -> argparse.ArgumentParser:
         "--timeout", type=float, default=DEFAULT_OPTIONS.timeout_s, metavar="S", help="default: %(default)g"
     )
     parser.add_argument("--verbose", action="store_true", help="TensorRT's messages on standard error")
+    parser.add_argument("--debug", action="store_true", help="a traceback with an error")
     parser.add_argument("--json", action="store_true", help="print the new artefacts as JSON")
     return parser
 
 
 def _show(phase: str, fraction: float) -> None:
-    end = "\n" if fraction >= 1 else ""
-    if sys.stderr.isatty():
-        print(f"\r\033[K{fraction:4.0%} {phase}", end=end, file=sys.stderr, flush=True)
+    print(f"\r\033[K{fraction:4.0%} {phase}", end="\n" if fraction >= 1 else "", file=sys.stderr, flush=True)
 
 
 def _line(artifact: Artifact) -> str:

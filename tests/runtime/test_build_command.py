@@ -49,14 +49,25 @@ def test_options_arrive(monkeypatch: pytest.MonkeyPatch) -> None:
     "words", ["b --ops plugin", "b --target cuda", "b --compute-capability 86", "b --optimization-level 9", ""]
 )
 def test_wrong_use_ends_with_two(words: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as caught:
-        build_command.main(words.split())
-    assert caught.value.code == 2
+    assert build_command.main(words.split()) == 2
     assert "regionrt build: error:" in capsys.readouterr().err
 
 
 def test_a_failure_is_one_line_and_ends_with_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert build_command.main([str(tmp_path / "nothing")]) == 1
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("regionrt: ")
+    assert line.startswith("error: ")
     assert "expected a bundle" in line
+    assert build_command.main([str(tmp_path / "nothing"), "--debug"]) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_ctrl_c_is_told_and_no_traceback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*given: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(build_command, "build_engines", interrupted)
+    assert build_command.main([str(tmp_path)]) == 130
+    assert capsys.readouterr().err == "interrupted, the bundle is as it was\n"
