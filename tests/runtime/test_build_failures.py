@@ -213,7 +213,7 @@ def test_a_child_ends_with_its_parent(tmp_path: Path) -> None:
     time.sleep(0.5)
     assert child.poll() is None
     child.stdin.close()
-    assert child.wait(timeout=10) == 1
+    assert child.wait(timeout=60) == 1
     assert not engine.exists()
 
 
