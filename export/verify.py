@@ -111,6 +111,8 @@ class _UnitSession:
         self.name, self.op = unit.name, unit.op
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
+        # Each session has threads of its own: left spinning, they would take the cores from PyTorch and each other.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         data = ir.to_proto(unit.model).SerializeToString()
         self.session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
         self.inputs = {value.name: ir.DataType(value.dtype).numpy() for value in unit.model.graph.inputs}
