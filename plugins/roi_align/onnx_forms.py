@@ -28,9 +28,15 @@ SCHEMA = domain_schema(
 def native(op, inputs, attributes):
     """By RoiAlign, each level on its own RoIs (NonZero: shapes depend on the data), then one gather back into order."""
     features, rois, counts = _split_inputs(inputs, attributes)
-    if attributes["mode"] == "max" and attributes["sampling_ratio"] != 1:
-        # ONNX Runtime maximises the four weighted corners instead of the interpolated samples.
-        raise ValueError("the native form of RegionRoiAlign has no correct maximum: use the portable form")
+    height, width, ratio = (attributes[k] for k in ("output_height", "output_width", "sampling_ratio"))
+    # RoiAlign's own maximum is of the four weighted corners and not of the interpolated samples. So each sample
+    # becomes a bin of its own, and MaxPool takes the maximum.
+    maximum = attributes["mode"] == "max"
+    if maximum and ratio <= 0:
+        raise ValueError(
+            "the maximum of RegionRoiAlign needs a fixed sampling ratio, the model asks for an adaptive one (0): "
+            "set sampling_ratio=2"
+        )
     flat, real, level = _flatten(op, rois, counts, attributes)
     image = _image_of_row(op, rois)
     pooled, order = [], []
@@ -41,13 +47,15 @@ def native(op, inputs, attributes):
             op.Cast(feature, to=1),
             op.Gather(flat, rows),
             op.Gather(image, rows),
-            mode=attributes["mode"],
-            output_height=attributes["output_height"],
-            output_width=attributes["output_width"],
-            sampling_ratio=max(attributes["sampling_ratio"], 0),
+            mode="avg",
+            output_height=height * ratio if maximum else height,
+            output_width=width * ratio if maximum else width,
+            sampling_ratio=1 if maximum else max(ratio, 0),
             spatial_scale=float(scale),
             coordinate_transformation_mode="half_pixel" if attributes["aligned"] else "output_half_pixel",
         )
+        if maximum and ratio > 1:
+            part = op.MaxPool(part, kernel_shape=[ratio, ratio], strides=[ratio, ratio])
         pooled.append(part)
         order.append(rows)
     # One row of zeros at the end serves every RoI beyond its image's count.
@@ -70,6 +78,7 @@ def portable(op, inputs, attributes):
             "set sampling_ratio=2 in its MultiScaleRoIAlign, or use the native form"
         )
     flat, real, level = _flatten(op, rois, counts, attributes)
+    flat = op.Where(op.Unsqueeze(real, [1]), flat, 0.0)  # whatever stands beyond the count: NaN is no index of a cell
     cells = [_cells(op, f) for f in features]  # each [N, Hl·Wl, C]
     cells = cells[0] if len(cells) == 1 else op.Concat(*cells, axis=1)
     stride = op.Shape(cells, start=1, end=2)  # cells of one image
@@ -141,9 +150,7 @@ FORMS = {"native": native, "portable": portable}
 
 
 def _thresholds(attributes):
-    return level_thresholds(
-        attributes["spatial_scales"], attributes["canonical_scale"], attributes["canonical_level"]
-    )
+    return level_thresholds(attributes["spatial_scales"], attributes["canonical_scale"], attributes["canonical_level"])
 
 
 def _split_inputs(inputs, attributes):

@@ -37,9 +37,11 @@ def roi_align(
     real = torch.arange(most, device=rois.device) < counts[:, None]
     for index, (feature, scale) in enumerate(zip(features, spatial_scales, strict=True)):
         image, row = torch.where(real & (level == index))
-        boxes = torch.cat([image[:, None].to(rois.dtype), rois[image, row]], 1).to(feature.dtype)
+        boxes = torch.cat([image[:, None].to(rois.dtype), rois[image, row]], 1)
         size = (output_height, output_width)
-        out[image, row] = torchvision_roi_align(feature, boxes, size, scale, sampling_ratio, aligned)
+        # torchvision wants boxes in the features' type; rounded to 16 bits they would lie pixels away
+        pooled = torchvision_roi_align(feature.to(rois.dtype), boxes, size, scale, sampling_ratio, aligned)
+        out[image, row] = pooled.to(out.dtype)
     return out
 
 
