@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 import warnings
 from collections import defaultdict
@@ -205,6 +206,8 @@ class _EpochEnd(pl.Callback):
         self.validation = validation
         self.options = options
         self.report = report
+        masks = MODELS[checkpoint.model].task == "instance-segmentation"
+        self.judged_by = "mask_AP" if masks else "AP"
         self.rows: list[dict[str, Any]] = []
         self.started = 0.0
 
@@ -238,32 +241,28 @@ class _EpochEnd(pl.Callback):
         if self.options.early_stop and self._epochs_without_better() >= self.options.early_stop:
             trainer.should_stop = True
 
-    def _evaluate(self, module: nn.Module) -> dict[str, float]:
+    def _evaluate(self, module: nn.Module) -> dict[str, float | None]:
         assert self.validation is not None
         module.eval()  # the next epoch's start sets the training mode again
         with torch.autocast("cpu", enabled=False), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # early nets have more candidates than the cap
             predictor = torch_predictor(module, self.checkpoint.labels)
             metrics = evaluate(predictor, self.validation, max_images=self.options.max_eval_images).metrics
-        return {name: float(value) for name, value in metrics.items()}
+        return {name: None if math.isnan(value) else float(value) for name, value in metrics.items()}
 
     def _write(self, module: nn.Module) -> None:
         checkpoint = Checkpoint(
             self.checkpoint.model, self.checkpoint.config, self.checkpoint.labels, module.state_dict()
         )
-        scores = [score for row in self.rows if (score := _score(row)) is not None]
-        latest = _score(self.rows[-1])
-        if self.validation is None or (latest is not None and latest >= max(scores)) or not self.folder.best.exists():
+        scores = [row[self.judged_by] for row in self.rows if row.get(self.judged_by) is not None]
+        latest = self.rows[-1].get(self.judged_by)
+        if not scores or latest == max(scores):
             write_checkpoint(self.folder.best, checkpoint)
         write_checkpoint(self.folder.last, checkpoint)
 
     def _epochs_without_better(self) -> int:
-        scored = [(score, row["epoch"]) for row in self.rows if (score := _score(row)) is not None]
+        scored = [(row[self.judged_by], row["epoch"]) for row in self.rows if row.get(self.judged_by) is not None]
         return self.rows[-1]["epoch"] - max(scored)[1] if scored else 0
-
-
-def _score(row: Mapping[str, Any]) -> float | None:
-    return row.get("mask_AP", row.get("AP"))
 
 
 @contextmanager

@@ -137,8 +137,8 @@ def initial_weights(name: str, module: nn.Module, classifier: Mapping[str, Tenso
         target = prefix + key[len(entry.source) :]
         if key.startswith(entry.source) and target in wanted:
             placed[target] = value
-        else:
+        elif not key.endswith("num_batches_tracked"):
             (left_out if key in whole else unexpected).append(key)
-    # Counters of BatchNorm are not weights, and frozen BatchNorm has none.
+    # BatchNorm's counters are no weights, and frozen BatchNorm has none.
     missing = sorted(key for key in wanted - set(placed) if not key.endswith("num_batches_tracked"))
     return InitialWeights(placed, missing, unexpected, left_out)

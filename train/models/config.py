@@ -48,8 +48,9 @@ class RegionConfig:
         if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
             raise ModelError(f"mean {list(self.mean)} and std {list(self.std)}: give three numbers each, std above 0")
         for name in ("channels", "representation", "anchors_per_image", "rois_per_image", "detections", "proposals"):
-            if (getattr(self, name) or 1) < 1:
-                raise ModelError(f"{name} {getattr(self, name)}: give 1 or more")
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ModelError(f"{name} {value}: give 1 or more")
         for name in ("score", "nms", "proposal_nms"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ModelError(f"{name} {getattr(self, name)}: give a number from 0 to 1")
