@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 import subprocess
 import sys
 import time
@@ -93,17 +94,18 @@ def test_load_by_others_is_noticed() -> None:
         while time.perf_counter() < end:
             pass
 
-    import os
-
-    busy = "import time\nend = time.time() + 20\nwhile time.time() < end: pass"
-    others = [subprocess.Popen([sys.executable, "-c", busy]) for _ in range(2 * (os.cpu_count() or 1))]
+    busy = "import time\nprint(flush=True)\nend = time.time() + 60\nwhile time.time() < end: pass"
+    count = 2 * (os.cpu_count() or 1)
+    others = [subprocess.Popen([sys.executable, "-c", busy], stdout=subprocess.PIPE) for _ in range(count)]
     try:
-        time.sleep(0.3)
+        for other in others:
+            assert other.stdout is not None
+            other.stdout.readline()  # it has started
         timing = measure({"spin": spin}, TimingOptions(0, 0, rounds=20))["spin"]
     finally:
         for other in others:
             other.kill()
-            other.wait()
+            other.communicate()
     assert timing.disturbed >= 10
 
 

@@ -36,7 +36,7 @@ def test_the_canvas_is_torchvisions() -> None:
     resizer = transform.GeneralizedRCNNTransform(480, 640, [0.0], [1.0]).eval()
     canvas = Canvas(640, 640, 480, 640)
     portraits = 0
-    for path in photos(40):
+    for path in photos(20):
         image = read_image(path)
         values = torch.from_numpy(image).permute(2, 0, 1).float().contiguous()
         expected = resizer.resize(values)[0].round().byte().permute(1, 2, 0).numpy()
@@ -46,4 +46,4 @@ def test_the_canvas_is_torchvisions() -> None:
         assert difference.max() <= 1
         assert (difference > 0).mean() <= 1e-3, path
         portraits += size[0] > size[1]
-    assert portraits > 3
+    assert portraits >= 2
