@@ -3,12 +3,17 @@
 **Interleaving.** What is compared runs round-robin, one call each per round, and each round starts with another one:
 a machine that slows down in the middle slows all of them, and none always runs in the caches that the same one left.
 
-**Disturbed samples.** Linux counts for each thread how long it was ready to run but had no CPU (`schedstat`), and for a
-virtual machine how long the host gave its CPUs to others (`steal`). A sample counts as disturbed when the waits of our
-threads reach `WAIT_SHARE` of its wall time, or the steal of all CPUs does. Disturbed samples are set aside, and counted
-in the result. If fewer than half would remain, all are kept and `noisy` is true: then our own threads compete with each
-other, or the machine is not quiet enough for percentiles that mean anything. Where Linux does not tell, nothing is set
-aside and `rule` says so. Every sample stays in `samples_ms` and `kept`, for who wants another rule.
+**Disturbed samples.** Linux counts for each thread how long it was ready to run but had no CPU (`schedstat`), and for
+a virtual machine how long the host gave its CPUs to others (`steal`). A sample counts as disturbed when the waits of
+our threads reach `WAIT_SHARE` of its wall time, or the steal of all CPUs does. A process that is stopped as a whole
+(a paused container, a frozen group of processes) waits for nothing; it shows in its processor time per wall time, and
+a sample in which that falls `PAUSE_SHARE` below the callable's usual one (the 90th percentile) counts as disturbed
+too. That is judged only of callables that usually keep a core busy: one that waits for a GPU or a disk is slow in its
+own right.
+Disturbed samples are set aside, and counted in the result. If fewer than half would remain, all are kept and `noisy`
+is true: then our own threads compete with each other, or the machine is not quiet enough for percentiles that mean
+anything. Where Linux does not tell, only pauses are set aside and `rule` says so. Every sample stays in `samples_ms`
+and `kept`, for who wants another rule.
 """
 
 from __future__ import annotations
@@ -26,8 +31,12 @@ import numpy as np
 from .machine import describe_machine, peak_rss_bytes
 
 WAIT_SHARE = 0.05
-RULE = f"set aside where waiting for a CPU or steal reached {WAIT_SHARE:.0%} of the sample's wall time"
-NO_RULE = "none set aside: this system does not tell how long threads waited for a CPU"
+PAUSE_SHARE = 0.25
+BUSY = 0.8
+"""Processor seconds per wall second from which a callable counts as keeping a core busy."""
+_PAUSES = f"processor time per wall time fell {PAUSE_SHARE:.0%} below the usual"
+RULE = f"set aside where waiting for a CPU or steal reached {WAIT_SHARE:.0%} of the sample's wall time, or {_PAUSES}"
+NO_RULE = f"set aside where {_PAUSES}; this system does not tell how long threads waited for a CPU"
 _TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 
 
@@ -199,10 +208,20 @@ def _stolen_s() -> float:
         return 0.0
 
 
+def _waited(samples: list[_Sample]) -> np.ndarray:
+    return np.array([(sample.waited_s or 0.0) >= WAIT_SHARE * sample.wall_s for sample in samples])
+
+
+def _paused(samples: list[_Sample]) -> np.ndarray:
+    busy = np.array([sample.cpu_s / max(sample.wall_s, 1e-9) for sample in samples])
+    usual = np.percentile(busy, 90)
+    return (busy <= (1 - PAUSE_SHARE) * usual) & (usual >= BUSY)
+
+
 def _timing(name: str, samples: list[_Sample], items: int) -> Timing:
     wall_ms = np.array([sample.wall_s for sample in samples]) * 1e3
     told = all(sample.waited_s is not None for sample in samples)
-    clean = np.array([(sample.waited_s or 0.0) < WAIT_SHARE * sample.wall_s for sample in samples])
+    clean = ~_waited(samples) & ~_paused(samples)
     disturbed = int((~clean).sum())
     noisy = 2 * disturbed > len(samples)
     kept = np.ones(len(samples), bool) if noisy else clean

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -18,10 +19,17 @@ from regionrt.runtime.clock import Measurement, TimingOptions, measure
 QUICK = TimingOptions(warmup_rounds=0, warmup_seconds=0, rounds=6)
 
 
-def scripted(monkeypatch: pytest.MonkeyPatch, wall_ms: list[float], waited_ms: list[float] | None) -> Measurement:
-    """measure() of one callable whose samples are given."""
+def scripted(
+    monkeypatch: pytest.MonkeyPatch,
+    wall_ms: list[float],
+    waited_ms: list[float] | None,
+    cpu_ms: list[float] | None = None,
+) -> Measurement:
+    """measure() of one callable whose samples are given; half of the wall time on a CPU if nothing else is said."""
+    cpu_ms = cpu_ms or [wall / 2 for wall in wall_ms]
     waits: list[float | None] = [None] * len(wall_ms) if waited_ms is None else [value / 1e3 for value in waited_ms]
-    samples = iter([clock._Sample(wall / 1e3, wall / 2e3, wait) for wall, wait in zip(wall_ms, waits, strict=True)])
+    given = zip(wall_ms, cpu_ms, waits, strict=True)
+    samples = iter([clock._Sample(wall / 1e3, cpu / 1e3, wait) for wall, cpu, wait in given])
     monkeypatch.setattr(clock, "_sample", lambda call: next(samples))
     return measure({"net": lambda: None}, TimingOptions(0, 0, rounds=len(wall_ms)), items_per_call=4)
 
@@ -77,6 +85,41 @@ def test_where_most_samples_are_disturbed_all_are_kept_and_it_says_so(monkeypatc
     assert timing.disturbed == 2
     assert all(timing.kept)
     assert timing.p50_ms == pytest.approx(20)
+
+
+def test_a_pause_of_the_whole_process_is_set_aside(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two busy threads; the fourth sample stood still for 40 ms, the fifth was slow in its own right."""
+    wall, cpu = [10.0, 10.1, 10.2, 50.0, 14.0, 10.3], [19.0, 19.5, 18.5, 19.0, 27.0, 19.0]
+    timing = scripted(monkeypatch, wall, [0.0] * 6, cpu)["net"]
+    assert timing.kept == (True, True, True, False, True, True)
+    assert timing.disturbed == 1
+
+
+def test_a_callable_that_waits_keeps_its_slow_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What waits for a GPU uses little of the CPU: its tail is its own."""
+    timing = scripted(monkeypatch, [10.0] * 9 + [50.0], [0.0] * 10, [2.0] * 10)["net"]
+    assert timing.disturbed == 0
+
+
+def test_a_stopped_process_is_noticed() -> None:
+    """Stopped and continued from outside, as a container engine or a shell does it."""
+    code = (
+        "import time\nfrom regionrt.runtime.clock import TimingOptions, measure\n"
+        "def spin():\n    start = time.process_time()\n    while time.process_time() - start < 0.02:\n        pass\n"
+        "print(flush=True)\nt = measure({'a': spin}, TimingOptions(0, 0, seconds=1.5))['a']\n"
+        "print(sum(s > 150 for s in t.samples_ms), sum(s > 150 and k for s, k in zip(t.samples_ms, t.kept)), t.noisy)"
+    )
+    child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert child.stdout is not None
+    child.stdout.readline()
+    for _ in range(2):
+        time.sleep(0.3)
+        child.send_signal(signal.SIGSTOP)
+        time.sleep(0.25)
+        child.send_signal(signal.SIGCONT)
+    long, kept, noisy = child.communicate(timeout=60)[0].split()
+    assert int(long) >= 1
+    assert int(kept) == 0 or noisy == "True"
 
 
 def test_where_the_system_does_not_tell_nothing_is_set_aside(monkeypatch: pytest.MonkeyPatch) -> None:
