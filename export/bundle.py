@@ -62,8 +62,8 @@ def export_bundle(
 ) -> Path:
     """Write the bundle `out` of a checkpoint, or of a live torchvision FasterRCNN/MaskRCNN with `labels`.
 
-    labels: names by index, `__background__` first. An older bundle at `out` is replaced in one step; anything else there is
-    an error. Nothing appears under `out` unless it is whole. Raises ExportError, CheckpointError or OutputError.
+    labels: names by index, `__background__` first. An older bundle at `out` is replaced in one step; anything else
+    there is an error. Nothing appears under `out` unless it is whole. Raises ExportError, CheckpointError, OutputError.
     """
     options = options or ExportOptions()
     tell = progress or (lambda text, done: None)

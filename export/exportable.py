@@ -21,9 +21,9 @@ MIN_PROPOSAL_PX, MIN_DETECTION_PX = 1e-3, 1e-2  # torchvision's RegionProposalNe
 class ExportableDetector(nn.Module):
     """`module` (torchvision FasterRCNN or MaskRCNN, eval mode) as images, image_sizes -> fixed-size outputs.
 
-    Outputs, in order: num_detections int32 [N], boxes float32 [N, D, 4] (canvas px), scores [N, D], labels int32 [N, D],
-    overflow int32 [N], and for Mask R-CNN masks [N, D, M, M]. Raises ExportError for a module whose parts this program
-    does not cover, naming the part.
+    Outputs, in order: num_detections int32 [N], boxes float32 [N, D, 4] (canvas px), scores [N, D], labels int32
+    [N, D], overflow int32 [N], and for Mask R-CNN masks [N, D, M, M]. Raises ExportError for a module whose parts this
+    program does not cover, naming the part.
     """
 
     def __init__(self, module: nn.Module, height: int, width: int, *, candidates: int, dynamic: bool):
@@ -101,7 +101,7 @@ class ExportableDetector(nn.Module):
         )
 
     def _anchors(self, height: int, width: int, features: list[Tensor]) -> list[Tensor]:
-        """Anchors of each level [H·W·A, 4], laid out as torchvision's AnchorGenerator does, strides rounded down too."""
+        """Anchors of each level [H·W·A, 4], laid out as by torchvision's AnchorGenerator, strides rounded down too."""
         anchors = []
         for cell, feature in zip(self.module.rpn.anchor_generator.cell_anchors, features, strict=True):
             rows, columns = feature.shape[-2:]

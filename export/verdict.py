@@ -44,7 +44,7 @@ def stage_of(value: str) -> str:
 
 @dataclass
 class StageCheck:
-    """The worst of one value over all images; `error` is relative to max |reference|, or the share without a partner."""
+    """The worst of one value over all images; `error` is relative to max |reference|, or a share without partner."""
 
     stage: str
     value: str

@@ -22,6 +22,7 @@ from .errors import ExportError
 from .matching import match_scored
 from .passes.split import Unit, split
 from .thresholds import with_thresholds
+from .to_onnx import OUTPUTS
 from .verdict import TOLERANCES, Agreement, StageCheck, Tolerance, Verification, stage_of
 
 Values = Mapping[str, np.ndarray]
@@ -54,52 +55,81 @@ def verify(
     if not chosen:
         raise ExportError(f"{bundle} holds no ONNX artefact{f' of form {forms}' if forms else ''} to verify")
 
-    results = []
-    for number, artifact in enumerate(chosen):
-
-        def tell(text: str, done: float, start: int = number, name: str = str(artifact)) -> None:
-            if progress:
-                progress(f"{name}: {text}", (start + done) / len(chosen))
-
-        tolerance = TOLERANCES.get(artifact.precision)
-        if tolerance is None:
-            known = " or ".join(TOLERANCES)
-            raise ExportError(f"{artifact}: no tolerance is known for {artifact.precision}, expected {known}")
-        result = Verification(artifact.files[0], artifact.form, artifact.precision, len(images), tolerance)
-        result.checks = _check_stages(manifest, artifact, module, images, batches[0], tolerance, tell)
-        for step, batch in enumerate(batches):
-            tell(f"end to end, batch {batch}", 0.6 + 0.4 * step / len(batches))
-            result.agreements.append(_check_whole(manifest, artifact, module, images, batch, tolerance))
-        results.append(result)
+    tolerances = [_tolerance_of(artifact) for artifact in chosen]
+    results = [
+        Verification(a.files[0], a.form, a.precision, len(images), t) for a, t in zip(chosen, tolerances, strict=True)
+    ]
+    tell = progress or (lambda text, done: None)
+    reference = _Reference(module, manifest)
+    _check_stages(manifest, chosen, reference, images, batches[0], results, tell)
+    steps = [(result, artifact, batch) for result, artifact in zip(results, chosen, strict=True) for batch in batches]
+    for done, (result, artifact, batch) in enumerate(steps):
+        tell(f"{artifact}: end to end, batch {batch}", 0.5 + 0.5 * done / len(steps))
+        result.agreements.append(_check_whole(manifest, artifact, reference, images, batch, result.tolerance))
     return results
+
+
+def _tolerance_of(artifact: Artifact) -> Tolerance:
+    if artifact.precision not in TOLERANCES:
+        known = " or ".join(TOLERANCES)
+        raise ExportError(f"{artifact}: no tolerance is known for {artifact.precision}, expected {known}")
+    return TOLERANCES[artifact.precision]
+
+
+class _Reference:
+    """Eager's values. On a fixed canvas an image's detections do not depend on its batch, and are computed once."""
+
+    def __init__(self, module: nn.Module, manifest: Manifest):
+        self.module, self.candidates = module, int(manifest.thresholds["candidates"])
+        self.fixed = not manifest.canvas.dynamic
+        self.known: dict[int, dict[str, np.ndarray]] = {}
+
+    def stages(self, start: int, canvases: np.ndarray, sizes: np.ndarray) -> dict[str, np.ndarray]:
+        """Every stage value of the batch that begins with image `start`."""
+        values = eager(
+            self.module, torch.from_numpy(canvases), torch.from_numpy(sizes), candidates=self.candidates, stages=True
+        )
+        found: dict[str, Any] = {name: value.numpy() for name, value in values.items()}
+        for n in range(len(canvases)):
+            self.known[start + n] = {name: found[name][n : n + 1].copy() for name in OUTPUTS if name in found}
+        return found | {"images": canvases, "image_sizes": sizes}
+
+    def detections(self, start: int, canvases: np.ndarray, sizes: np.ndarray) -> Values:
+        """The outputs that artefacts have too."""
+        wanted = range(start, start + len(canvases))
+        if not (self.fixed and all(n in self.known for n in wanted)):
+            return self.stages(start, canvases, sizes)
+        return {name: np.concatenate([self.known[n][name] for n in wanted]) for name in self.known[start]}
 
 
 def _check_stages(
     manifest: Manifest,
-    artifact: Artifact,
-    module: nn.Module,
+    artifacts: Sequence[Artifact],
+    reference: _Reference,
     images: Sequence[tuple[str, np.ndarray]],
     batch: int,
-    tolerance: Tolerance,
+    results: Sequence[Verification],
     tell: Callable[[str, float], None],
-) -> list[StageCheck]:
-    model = ir.external_data.load_to_model(ir.load(manifest.path(artifact.files[0])))
-    sessions = [_UnitSession(unit) for unit in split(model)]
-    checks: dict[str, StageCheck] = {}
-    done = 0
-    for names, canvases, sizes in _batches(images, manifest.canvas, batch):
-        reference = _eager(module, canvases, sizes, manifest, stages=True)
-        reference |= {"images": canvases, "image_sizes": sizes}
-        for session in sessions:
-            found = session.run(reference)
-            compare = _compare_sets if session.op in _SETS else _compare_values
-            for value, limit, errors in compare(session.op, found, reference, tolerance):
-                check = checks.setdefault(value, StageCheck(stage_of(value), value, session.name, limit))
-                for name, (error, absolute) in zip(names, errors, strict=True):
-                    check.add(error, absolute, name)
-        done += len(names)
-        tell(f"stages, {done} of {len(images)} images", 0.6 * done / len(images))
-    return list(checks.values())
+) -> None:
+    """Fill in the stage checks of each artefact's result; eager runs once for all of them."""
+    units = [
+        [_UnitSession(u) for u in split(ir.external_data.load_to_model(ir.load(manifest.path(artifact.files[0]))))]
+        for artifact in artifacts
+    ]
+    checks: list[dict[str, StageCheck]] = [{} for _ in artifacts]
+    for start, names, canvases, sizes in _batches(images, manifest.canvas, batch):
+        values = reference.stages(start, canvases, sizes)
+        for sessions, known, result in zip(units, checks, results, strict=True):
+            for session in sessions:
+                compare = _compare_sets if session.op in _SETS else _compare_values
+                for value, limit, errors in compare(session.op, session.run(values), values, result.tolerance):
+                    check = known.setdefault(value, StageCheck(stage_of(value), value, session.name, limit))
+                    for name, (error, absolute) in zip(names, errors, strict=True):
+                        check.add(error, absolute, name)
+        done = start + len(names)
+        tell(f"stages, {done} of {len(images)} images", 0.5 * done / len(images))
+    for result, known in zip(results, checks, strict=True):
+        result.checks = list(known.values())
 
 
 class _UnitSession:
@@ -158,7 +188,9 @@ def _compare_sets(
     yield boxes, 1 - tolerance.matched, errors
 
 
-def _set_of(values: Values, n: int, boxes: str, scores: str, labels: str | None, count: str):
+def _set_of(
+    values: Values, n: int, boxes: str, scores: str, labels: str | None, count: str
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     rows = slice(0, int(values[count][n]))
     names = values[labels][n, rows] if labels else np.zeros(rows.stop, np.int32)
     return values[boxes][n, rows], values[scores][n, rows], names
@@ -167,7 +199,7 @@ def _set_of(values: Values, n: int, boxes: str, scores: str, labels: str | None,
 def _check_whole(
     manifest: Manifest,
     artifact: Artifact,
-    module: nn.Module,
+    reference: _Reference,
     images: Sequence[tuple[str, np.ndarray]],
     batch: int,
     tolerance: Tolerance,
@@ -175,8 +207,8 @@ def _check_whole(
     agreement = Agreement(batch)
     runner = OnnxRuntimeRunner(manifest.path(artifact.files[0]))
     try:
-        for names, canvases, sizes in _batches(images, manifest.canvas, batch):
-            wanted, found = _eager(module, canvases, sizes, manifest, stages=False), runner.run(canvases, sizes)
+        for start, names, canvases, sizes in _batches(images, manifest.canvas, batch):
+            wanted, found = reference.detections(start, canvases, sizes), runner.run(canvases, sizes)
             for n, name in enumerate(names):
                 _add_image(agreement, name, n, wanted, found, tolerance)
     finally:
@@ -201,22 +233,11 @@ def _add_image(agreement: Agreement, name: str, n: int, wanted: Values, found: V
     )
 
 
-def _eager(module: nn.Module, canvases: np.ndarray, sizes: np.ndarray, manifest: Manifest, *, stages: bool):
-    values: dict[str, Any] = eager(
-        module,
-        torch.from_numpy(canvases),
-        torch.from_numpy(sizes),
-        candidates=int(manifest.thresholds["candidates"]),
-        stages=stages,
-    )
-    return {name: value.numpy() for name, value in values.items()}
-
-
 def _batches(
     images: Sequence[tuple[str, np.ndarray]], canvas: Canvas, batch: int
-) -> Iterator[tuple[list[str], np.ndarray, np.ndarray]]:
-    """Names, canvases uint8 [N, H, W, 3] and valid sizes int32 [N, 2] of `batch` images at a time."""
+) -> Iterator[tuple[int, list[str], np.ndarray, np.ndarray]]:
+    """Number of the first image, names, canvases uint8 [N, H, W, 3], valid sizes int32 [N, 2]; `batch` at a time."""
     for start in range(0, len(images), batch):
         chunk = images[start : start + batch]
         canvases, sizes, _ = canvas.place([image for _, image in chunk])
-        yield [name for name, _ in chunk], canvases, sizes
+        yield start, [name for name, _ in chunk], canvases, sizes

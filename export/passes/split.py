@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from dataclasses import dataclass
+from itertools import pairwise
 
 import onnx_ir as ir
 
@@ -39,7 +40,8 @@ def split(model: ir.Model) -> list[Unit]:
         for value in node.outputs:
             depth[value] = before + ours
     _sink_glue(stages)
-    units, counts = [], defaultdict(int)
+    units: list[Unit] = []
+    counts: dict[str, int] = defaultdict(int)
     for level in sorted({*stages, *ops}):
         if level in stages:
             units.append(_unit(model, f"dense_{counts['dense']}", None, stages[level]))
@@ -54,7 +56,7 @@ def split(model: ir.Model) -> list[Unit]:
 def _sink_glue(stages: dict[int, list[ir.Node]]) -> None:
     """Move a stage without layers (index arithmetic, say) into the next one if nothing else reads it."""
     levels = sorted(stages)
-    for level, following in zip(levels, levels[1:], strict=False):
+    for level, following in pairwise(levels):
         nodes = stages[level]
         members = {*nodes, *stages[following]}
         uses = [use.node for node in nodes for value in node.outputs for use in value.uses()]

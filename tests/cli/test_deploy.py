@@ -1,0 +1,75 @@
+"""deploy: the whole road, and the contract that decides whether anything is written."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from regionrt.bench.report import BenchOptions
+from regionrt.cli.deploy import ContractError, DeployOptions, deploy
+from regionrt.runtime import load
+from regionrt.runtime.bundle import Manifest
+from regionrt.train.checkpoint import Checkpoint, read_checkpoint
+from regionrt.train.data import open_data
+
+QUICK = DeployOptions(
+    max_drop=0.5,
+    bench=BenchOptions(seconds=0.5, least_rounds=2, photos=2, pictures=1, resamples=500, compile_seconds=0, fresh=False,
+                       best_torch=False, torchvision=False),
+    targets=(),
+    verify_images=4,
+)  # fmt: skip
+
+
+def test_writes_a_whole_bundle_when_the_contract_holds(trained: Path, data: str, tmp_path: Path) -> None:
+    out = tmp_path / "bundle"
+    report = deploy(read_checkpoint(trained), data, out, QUICK)
+
+    baseline = report.candidate(report.baseline)
+    assert baseline is not None
+    assert baseline.accuracy is not None
+    assert (baseline.accuracy.metrics["AP50"] or 0) > 0.1, "the baseline has learnt nothing: the contract is untested"
+    manifest = Manifest.read(out)
+    manifest.verify_files()
+    assert {"report.json", "report.md", "report.html"} <= set(manifest.files)
+    assert json.loads((out / "report.json").read_text())["max_drop"] == 0.5
+    medians = {(r.form, r.precision): r.latency.p50_ms for r in report.candidates if r.kind == "bundle" and r.latency}
+    order = [medians[a.form, a.precision] for a in manifest.artifacts]
+    assert order == sorted(order), "artefacts stand in the order that was measured"
+    with load(out) as predict:
+        predict(open_data(data, "test")[0].image())
+    assert [p.name for p in tmp_path.iterdir()] == ["bundle"]
+
+
+def damaged(checkpoint: Checkpoint) -> Checkpoint:
+    """The box head's weights mixed with noise, as by a broken compression."""
+    weights = {name: value.clone() for name, value in checkpoint.state_dict.items()}
+    name = "roi_heads.box_head.fc7.weight"
+    generator = torch.Generator().manual_seed(0)
+    weights[name] += 3 * weights[name].std() * torch.randn(weights[name].shape, generator=generator)
+    return replace(checkpoint, state_dict=weights)
+
+
+def test_refuses_when_more_is_lost_than_allowed_and_names_the_stage(trained: Path, data: str, tmp_path: Path) -> None:
+    out = tmp_path / "bundle"
+    with pytest.raises(ContractError, match=r"points of AP.*first part at head outputs \(classes\)"):
+        deploy(read_checkpoint(trained), data, out, QUICK, compress=damaged)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_older_bundle_survives_a_refusal(trained: Path, data: str, tmp_path: Path) -> None:
+    out = tmp_path / "bundle"
+    deploy(read_checkpoint(trained), data, out, QUICK)
+    before = (out / "manifest.json").read_bytes()
+    with pytest.raises(ContractError):
+        deploy(read_checkpoint(trained), data, out, QUICK, compress=damaged)
+    assert (out / "manifest.json").read_bytes() == before
+    Manifest.read(out).verify_files()
+
+
+@pytest.mark.parametrize(("field", "value"), [("max_drop", -1), ("max_drop", float("nan")), ("verify_images", 0)])
+def test_options_out_of_range(field: str, value: float) -> None:
+    with pytest.raises(ValueError, match=field):
+        DeployOptions(**{field: value})  # type: ignore[arg-type]

@@ -1,0 +1,153 @@
+"""The command line as a user meets it: exit codes, one-line errors, JSON on standard output."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from regionrt.cli import run
+from regionrt.runtime.bundle import Manifest
+
+
+def one_line(text: str) -> str:
+    """The single line of an error, or a failure that shows what was printed instead."""
+    lines = [line for line in text.splitlines() if line.strip()]
+    assert len(lines) == 1, text
+    assert "Traceback" not in text
+    return lines[0]
+
+
+def test_the_road_step_by_step(trained: Path, data: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    small, bundle = tmp_path / "small.pt", tmp_path / "bundle"
+    assert run(["compress", str(trained), "--rank", "fc6=32,fc7=16", "--out", str(small), "--json"]) == 0
+    layers = json.loads(capfd.readouterr().out)["layers"]
+    assert [layer["name"] for layer in layers] == ["roi_heads.box_head.fc6", "roi_heads.box_head.fc7"]
+    assert all(layer["weights_after"] < layer["weights_before"] for layer in layers)
+
+    assert run(["export", str(small), "--out", str(bundle), "--score", "0.1", "--proposals", "50", "--json"]) == 0
+    manifest = json.loads(capfd.readouterr().out)
+    assert manifest["thresholds"]["score"] == 0.1
+    assert manifest["thresholds"]["proposals"] == 50
+
+    arguments = ["verify", str(bundle), "--checkpoint", str(small), "--data", data, "--images", "4", "--batch", "1,3"]
+    assert run([*arguments, "--json"]) == 0
+    verdicts = json.loads(capfd.readouterr().out)
+    assert [v["form"] for v in verdicts] == ["native", "portable"]
+    assert all(v["passed"] and v["images"] == 4 for v in verdicts)
+    assert [e["batch"] for e in verdicts[0]["end_to_end"]] == [1, 3]
+
+    assert run(["verify", str(bundle), "--checkpoint", str(trained), "--data", data, "--images", "2"]) == 1
+    shown = capfd.readouterr()
+    assert "first difference: head outputs (classes)" in shown.err
+
+    assert run(["eval", str(bundle), "--data", data, "--json"]) == 0
+    found = json.loads(capfd.readouterr().out)
+    assert found["images"] == 12
+    assert found["about"]["backend"] == "onnxruntime"
+
+
+def test_bench_writes_a_report(trained: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert run(["export", str(trained), "--out", str(tmp_path / "bundle"), "--ops", "native"]) == 0
+    arguments = ["bench", str(tmp_path / "bundle"), "--checkpoint", str(trained), "--out", str(tmp_path / "report")]
+    assert run([*arguments, "--seconds", "0.5", "--compile-seconds", "0", "--batch", "1"]) == 0
+    assert {"report.json", "report.md", "report.html"} <= {p.name for p in (tmp_path / "report").iterdir()}
+    assert "PyTorch" in capfd.readouterr().out
+
+
+def test_the_shown_command_reproduces_training(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    arguments = [
+        "train",
+        "faster_rcnn",
+        "--data",
+        "shapes:train=4,val=2,test=2,size=64x64",
+        "--out",
+        str(tmp_path / "run"),
+    ]
+    small = ["--size", "64x64", "--set", "representation=16", "--set", "channels=16", "--set", "proposals=20"]
+    assert run([*arguments, *small, "--epochs", "1", "--batch", "2", "--json"]) == 0
+    result = json.loads(capfd.readouterr().out)
+    assert Path(result["best"]).is_file()
+    assert len(result["epochs"]) == 1
+    assert run([*arguments, *small, "--epochs", "1", "--batch", "2"]) == 1  # the folder is taken
+    assert "--resume" in one_line(capfd.readouterr().err)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["export", "absent.pt", "--out", "x"], 1, ["absent.pt", "no such file"]),
+        (["eval", "absent", "--data", "shapes"], 1, ["absent"]),
+        (["build", "absent"], 1, ["absent", "bundle"]),
+        (["infer", "absent", "photo.jpg"], 1, ["absent", "bundle"]),
+        (["bench", "--out", "x"], 1, ["nothing to measure"]),
+        (["train", "no_such_net", "--data", "shapes", "--out", "x"], 1, ["no_such_net", "faster_rcnn"]),
+        (["train", "faster_rcnn", "--data", "absent", "--out", "x"], 1, ["absent", "does not exist"]),
+        (["train", "faster_rcnn", "--data", "shapes", "--out", "x", "--size", "100x128"], 1, ["100x128", "stride"]),
+    ],
+)
+def test_errors_are_one_line(
+    arguments: list[str], code: int, words: list[str], tmp_path: Path, monkeypatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(arguments) == code
+    line = one_line(capfd.readouterr().err)
+    assert all(word in line for word in words), line
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["export"],
+        ["no-such-verb"],
+        ["compress", "a.pt", "--out", "b.pt", "--rank", "fc6"],
+        ["export", "a.pt", "--out", "b", "--size", "480"],
+        ["build", "b", "--target", "toaster"],
+    ],
+)
+def test_wrong_use_is_2(arguments: list[str], capfd: pytest.CaptureFixture[str]) -> None:
+    try:
+        code = run(arguments)
+    except SystemExit as stop:
+        code = int(stop.code or 0)
+    assert code == 2
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_a_failed_export_leaves_the_old_bundle(
+    trained: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "bundle"
+    assert run(["export", str(trained), "--out", str(out), "--ops", "native"]) == 0
+    assert run(["export", str(trained), "--out", str(out), "--size", "100x100"]) == 1
+    assert "multiple of the stride" in capfd.readouterr().err
+    Manifest.read(out).verify_files()
+
+
+def test_the_base_installation_says_what_is_missing(tmp_path: Path) -> None:
+    """Without typer and rich three verbs work, and the others say how to get them."""
+    code = (
+        "import sys, importlib.util as u; real = u.find_spec\n"
+        "u.find_spec = lambda n, *a: None if n in ('typer', 'rich') else real(n, *a)\n"
+        "sys.modules['typer'] = sys.modules['rich'] = None\n"
+        "from regionrt.cli import run\n"
+        "print(run(['export', 'x']), run(['doctor', '--json']) in (0, 1), run(['build', 'absent']))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "2 True 1"
+    assert 'pip install "regionrt[cli' in done.stderr
+
+
+def test_version(capfd: pytest.CaptureFixture[str]) -> None:
+    import regionrt
+
+    assert run(["--version"]) == 0
+    assert capfd.readouterr().out.strip() == regionrt.__version__
+
+
+def test_models_are_listed(capfd: pytest.CaptureFixture[str]) -> None:
+    assert run(["models", "--json"]) == 0
+    assert {"faster_rcnn", "mask_rcnn", "torchvision/maskrcnn_resnet50_fpn"} <= set(json.loads(capfd.readouterr().out))
