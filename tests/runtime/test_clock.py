@@ -50,7 +50,7 @@ def test_warm_up_is_not_counted() -> None:
 def test_it_measures_time() -> None:
     result = measure({"short": lambda: time.sleep(0.002), "long": lambda: time.sleep(0.02)}, QUICK)
     assert 2 <= result["short"].min_ms < 10
-    assert 20 <= result["long"].p50_ms < 40
+    assert 20 <= result["long"].min_ms < 40
     assert result["long"].cpu_ms < 10  # it slept
     assert result["long"].throughput_per_s == pytest.approx(1000 / result["long"].mean_ms)
 
@@ -58,8 +58,8 @@ def test_it_measures_time() -> None:
 def test_seconds_and_least_rounds() -> None:
     started = time.perf_counter()
     result = measure({"a": lambda: time.sleep(0.005)}, TimingOptions(0, 0, seconds=0.2, least_rounds=3))
-    assert 0.2 <= time.perf_counter() - started < 2
-    assert result.rounds > 3
+    assert time.perf_counter() - started >= 0.2
+    assert 3 <= result.rounds <= 41  # of at least 5 ms each
     assert measure({"a": lambda: None}, TimingOptions(0, 0, seconds=0, least_rounds=4)).rounds == 4
 
 
