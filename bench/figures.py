@@ -9,6 +9,8 @@ NONE = "–"
 
 def significant(value: float, digits: int = 3) -> str:
     """`value` with so many significant digits, at most three decimals, no exponent: 0.123, 1.23, 12.3, 123, 1,234."""
+    if value == 0:
+        return "0"
     whole = len(str(int(abs(value)))) if abs(value) >= 1 else 0
     decimals = min(3, max(0, digits - whole))
     if decimals == 0:

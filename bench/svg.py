@@ -95,10 +95,9 @@ class Name:
     kind: str
 
 
-def place_names(names: Sequence[Name], frame: Box, lines: Sequence[float]) -> list[str]:
-    """Each name at the place around its point that covers least of other names, points, level lines and the frame."""
-    left, _, right, _ = frame
-    taken = [(n.x - 8, n.y - 8, n.x + 8, n.y + 8) for n in names] + [(left, y - 1, right, y + 1) for y in lines]
+def place_names(names: Sequence[Name], frame: Box, obstacles: Sequence[Box]) -> list[str]:
+    """Each name at the place around its point that covers least of other names, points, obstacles and the frame."""
+    taken = [(n.x - 8, n.y - 8, n.x + 8, n.y + 8) for n in names] + list(obstacles)
     parts = []
     for name in sorted(names, key=lambda n: n.x):
         width = 6.6 * len(name.text)

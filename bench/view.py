@@ -123,12 +123,18 @@ def _per_class(report: Report, metric: str) -> dict[str, Any] | None:
                 {
                     "text": figures.points(value),
                     "share": f"{100 * max(value or 0.0, 0.0):.0f}",
-                    "delta": f"{delta:+.1f}".replace("-", "−") if delta is not None else "",
+                    "delta": "" if delta is None else _signed(delta),
                     "tone": "" if delta is None or abs(delta) < 0.5 else "good" if delta > 0 else "bad",
                 }
             )
         lines.append({"label": name, "cells": cells})
     return {"metric": metric_label(metric), "names": [row.name for row in rows], "rows": lines}
+
+
+def _signed(value: float) -> str:
+    """+0.3, −0.2, 0.0."""
+    text = f"{value:+.1f}".replace("-", "−")
+    return "0.0" if text in ("+0.0", "−0.0") else text
 
 
 def _metrics(report: Report) -> dict[str, Any] | None:
