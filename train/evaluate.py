@@ -91,19 +91,23 @@ def evaluate(
         progress(0, total)
     truths: list[Truth] = []
     predictions: list[dict[str, Any]] = []
+    with_masks = data.has_masks
     for start in range(0, total, predict.max_batch):
         samples = [data[index] for index in range(start, min(start + predict.max_batch, total))]
         founds = predict.batch([sample.image() for sample in samples])
         for sample, found in zip(samples, founds, strict=True):
             truths.append(truth_of(sample))
             predictions += found.to_coco(sample.image_id)
+            with_masks = with_masks and found.roi_masks is not None
         if progress is not None:
             progress(len(truths), total)
-    return measure(truths, predictions, data)
+    return measure(truths, predictions, data, with_masks)
 
 
-def measure(truths: Sequence[Truth], predictions: list[dict[str, Any]], data: DetectionData) -> Evaluation:
-    """The figures for predictions on images whose objects are known; see `Evaluation`."""
+def measure(
+    truths: Sequence[Truth], predictions: list[dict[str, Any]], data: DetectionData, with_masks: bool
+) -> Evaluation:
+    """The figures for predictions on images whose objects are known; see `Evaluation`. with_masks: judge masks too."""
     names = data.labels[1:]
     metrics, by_label = Matches(truths, predictions, data.labels).summary()
     counts = Counter(int(label) for truth in truths for label in truth.labels[~truth.ignore])
@@ -112,7 +116,7 @@ def measure(truths: Sequence[Truth], predictions: list[dict[str, Any]], data: De
         values["objects"] = counts[label]
     for key in ("voc07_AP50", "voc_AP50"):
         metrics[key] = _mean_of_known([values[key] for values in by_label])
-    if _with_masks(data, predictions):
+    if with_masks:
         of_masks, masks_by_label = Matches(truths, predictions, data.labels, "segm").summary()
         metrics |= {f"mask_{key}": value for key, value in of_masks.items()}
         for values, of_mask in zip(by_label, masks_by_label, strict=True):
@@ -132,7 +136,8 @@ class MatchedPredictions:
         own = set(self.image_ids)
         results = [dict(prediction) for prediction in predictions if prediction["image_id"] in own]
         self._matches = {"": Matches(truths, results, data.labels)}
-        if _with_masks(data, results):
+        # Nothing found at all counts as masks not found: a paired comparison needs the same figures from both.
+        if data.has_masks and all("segmentation" in result for result in results):
             self._matches["mask_"] = Matches(truths, results, data.labels, "segm")
 
     def ap(self, weights: np.ndarray | None = None) -> dict[str, np.ndarray]:
@@ -192,11 +197,6 @@ def ap_from_predictions(
     else:
         matched, drawn = match_predictions(data, predictions), None
     return {key: float(values[0]) for key, values in matched.ap(drawn).items()}
-
-
-def _with_masks(data: DetectionData, predictions: Predictions) -> bool:
-    """A detector without masks is not judged by masks; one that found nothing at all is judged as the data asks."""
-    return data.has_masks and all("segmentation" in prediction for prediction in predictions)
 
 
 def _mean_of_known(values: Sequence[float]) -> float:

@@ -188,8 +188,9 @@ def test_ids_that_the_data_does_not_have(data):
 
 
 def test_a_detector_that_finds_nothing_has_zero(data):
-    found = evaluate(Nothing(data), data)
+    found = evaluate(Nothing(data, masks=True), data)
     assert found.metrics["AP"] == found.metrics["mask_AP"] == found.metrics["voc_AP50"] == 0.0
+    assert "mask_AP" not in evaluate(Nothing(data), data).metrics  # it has no masks to be judged by
 
 
 class Nothing(Oracle):
