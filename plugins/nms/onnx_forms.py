@@ -63,7 +63,7 @@ def _emit_portable(op, boxes, classes, iou_threshold, num_classes):
     height = op.Max(op.Sub(op.Min(y2, row(y2)), op.Max(y1, row(y1))), 0.0)
     intersection = op.Mul(width, height)
     union = op.Sub(op.Add(area, row(area)), intersection)
-    overlap = op.Greater(op.Div(intersection, op.Max(union, 1e-12)), float(iou_threshold))
+    overlap = op.Greater(op.Div(intersection, op.Max(union, 1e-30)), float(iou_threshold))
     same = op.Equal(op.Unsqueeze(classes, [2]), op.Unsqueeze(classes, [1]))
     position = op.Range(0, op.Squeeze(op.Shape(classes, start=1, end=2)), 1)
     earlier = op.Less(op.Unsqueeze(position, [0]), op.Unsqueeze(position, [1]))  # [i, j]: j before i

@@ -39,6 +39,7 @@ def portable(op, inputs, attributes):
 
 
 FORMS = {"native": native, "portable": portable}
+_PADDING = -3e38  # lower than any logit of a net
 
 
 def _emit(op, inputs, attributes, form):
@@ -67,8 +68,8 @@ def _emit_level(op, logits, deltas, anchors, image_sizes, attributes, form):
     most, known = attributes["pre_nms"], logits.shape is not None and isinstance(logits.shape[1], int)
     if known:
         most = min(most, logits.shape[1])
-    else:  # padding with −3e38 (sigmoid 0, dropped below) gives TopK enough rows at every size
-        logits = op.Pad(logits, [0, 0, 0, most], -3e38)
+    else:  # padding, told by its logits and dropped below, gives TopK enough rows at every size
+        logits = op.Pad(logits, [0, 0, 0, most], _PADDING)
         deltas = op.Pad(deltas, [0, 0, 0, 0, most, 0], 0.0)
         anchors = op.Pad(anchors, [0, 0, most, 0], 0.0)
     logits, best = op.TopK(logits, [most], axis=1, _outputs=2)
@@ -81,5 +82,7 @@ def _emit_level(op, logits, deltas, anchors, image_sizes, attributes, form):
         box_math.emit_large_enough(op, boxes, attributes["min_size"]),
         op.GreaterOrEqual(scores, float(attributes["score_threshold"])),
     )
+    if not known:
+        valid = op.And(valid, op.Greater(logits, _PADDING / 2))
     keep = nms.emit(op, boxes, op.Sub(op.Cast(valid, to=6), 1), attributes["iou_threshold"], 1, form)
     return op.Where(keep, scores, -1.0), boxes
