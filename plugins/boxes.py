@@ -6,6 +6,7 @@ coder's weights; dw and dh are clipped at log(1000/16) as in Detectron and torch
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -42,12 +43,12 @@ def iou_one_to_many(box: np.ndarray, others: np.ndarray) -> np.ndarray:
     return np.divide(intersection, union, out=np.zeros_like(intersection), where=union > 0)
 
 
-def emit_columns(op, boxes):
+def emit_columns(op: Any, boxes: Any) -> Any:
     """ONNX: the four columns of `boxes` [N, Q, 4], each [N, Q, 1]."""
     return op.Split(boxes, axis=-1, num_outputs=4, _outputs=4)
 
 
-def emit_decode(op, deltas, boxes, weights: Sequence[float]):
+def emit_decode(op: Any, deltas: Any, boxes: Any, weights: Sequence[float]) -> Any:
     """ONNX: `decode` of `deltas` [N, Q, 4] and `boxes` [N, Q, 4] -> [N, Q, 4]."""
     x1, y1, x2, y2 = emit_columns(op, boxes)
     dx, dy, dw, dh = (
@@ -66,14 +67,14 @@ def emit_decode(op, deltas, boxes, weights: Sequence[float]):
     return op.Concat(left, top, right, bottom, axis=-1)
 
 
-def emit_clip(op, boxes, image_sizes):
+def emit_clip(op: Any, boxes: Any, image_sizes: Any) -> Any:
     """ONNX: clip `boxes` [N, Q, 4] to `image_sizes` int32 [N, 2] (height, width)."""
     sizes = op.Cast(image_sizes, to=1)
     limit = op.Unsqueeze(op.Gather(sizes, [1, 0, 1, 0], axis=1), [1])  # [N, 1, 4] = w, h, w, h
     return op.Max(op.Min(boxes, limit), 0.0)
 
 
-def emit_large_enough(op, boxes, min_size: float):
+def emit_large_enough(op: Any, boxes: Any, min_size: float) -> Any:
     """ONNX: bool [N, Q], both sides of `boxes` [N, Q, 4] are at least `min_size` pixels."""
     x1, y1, x2, y2 = emit_columns(op, boxes)
     both = op.And(
@@ -82,6 +83,6 @@ def emit_large_enough(op, boxes, min_size: float):
     return op.Squeeze(both, [-1])
 
 
-def emit_take(op, data, indices):
+def emit_take(op: Any, data: Any, indices: Any) -> Any:
     """ONNX: rows `indices` int64 [N, K] of `data` [N, A, ...], image by image -> [N, K, ...]."""
     return op.GatherND(data, op.Unsqueeze(indices, [-1]), batch_dims=1)

@@ -29,12 +29,14 @@ def domain_schema(
     attributes: Sequence[OpSchema.Attribute],
     variadic: bool = False,
 ) -> OpSchema:
-    """A schema of our domain. ONNX lets only the last input repeat, so an op with a list of levels has one variadic input."""
-    Parameter = OpSchema.FormalParameter
+    """A schema of our domain.
+
+    ONNX lets only the last input repeat, so an op with lists of levels has one variadic input.
+    """
     option = OpSchema.FormalParameterOption
     constraints = [(f"T{i}", types, text) for i, (_, types, text) in enumerate([*inputs, *outputs])]
     parameters = [
-        Parameter(
+        OpSchema.FormalParameter(
             label,
             f"T{i}",
             text,

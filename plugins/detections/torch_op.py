@@ -25,7 +25,9 @@ def detections(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """num_detections, boxes, scores, labels, roi_index, overflow; see reference.py."""
     results = reference.detections(
-        *(t.detach().float().cpu().numpy() for t in (class_logits, box_deltas, rois)),
+        class_logits.detach().float().cpu().numpy(),
+        box_deltas.detach().float().cpu().numpy(),
+        rois.detach().float().cpu().numpy(),
         counts.cpu().numpy(),
         image_sizes.cpu().numpy(),
         score_threshold=score_threshold,

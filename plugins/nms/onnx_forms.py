@@ -1,5 +1,7 @@
 """RegionNms in ONNX: its schema, and its native and portable forms."""
 
+from typing import Any
+
 import onnx_ir as ir
 from onnx.defs import OpSchema
 
@@ -34,7 +36,7 @@ def portable(op, inputs, attributes):
 FORMS = {"native": native, "portable": portable}
 
 
-def emit(op, boxes, classes, iou_threshold: float, num_classes: int, form: str):
+def emit(op: Any, boxes: Any, classes: Any, iou_threshold: float, num_classes: int, form: str) -> Any:
     """Nodes of the given form for `boxes` float32 [N, Q, 4], `classes` int32 [N, Q]; Q must be known. -> bool [N, Q]"""
     return {"native": _emit_native, "portable": _emit_portable}[form](op, boxes, classes, iou_threshold, num_classes)
 

@@ -6,7 +6,7 @@ from ..boxes import iou_one_to_many
 
 
 def nms(boxes: np.ndarray, classes: np.ndarray, *, iou_threshold: float) -> np.ndarray:
-    """Greedy NMS of `boxes` float32 [N, Q, 4] (xyxy, best first) with `classes` int32 [N, Q]; returns keep, bool [N, Q].
+    """Greedy NMS of `boxes` float32 [N, Q, 4] (xyxy, best first) with `classes` int32 [N, Q] -> keep, bool [N, Q].
 
     A box is dropped when an earlier, kept box of its class overlaps it with IoU > `iou_threshold`. Negative classes
     mark padding: never kept, never suppressing.

@@ -8,7 +8,7 @@ from . import reference
 
 @torch.library.custom_op("regionrt::nms", mutates_args=())
 def nms(boxes: Tensor, classes: Tensor, iou_threshold: float, num_classes: int) -> Tensor:
-    """keep bool [N, Q] for `boxes` float32 [N, Q, 4] sorted by score and `classes` int32 [N, Q] in -1..num_classes-1."""
+    """keep bool [N, Q] for `boxes` float32 [N, Q, 4], best first, and `classes` int32 [N, Q] in -1..num_classes-1."""
     keep = reference.nms(boxes.cpu().numpy(), classes.cpu().numpy(), iou_threshold=iou_threshold)
     return torch.from_numpy(keep).to(boxes.device)
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,7 +24,9 @@ def proposals(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """rois float32 [N, P, 4], scores float32 [N, P], counts int32 [N]; see reference.py."""
     results = reference.proposals(
-        *([level.detach().float().cpu().numpy() for level in levels] for levels in (objectness, deltas, anchors)),
+        _arrays(objectness),
+        _arrays(deltas),
+        _arrays(anchors),
         image_sizes.cpu().numpy(),
         pre_nms=pre_nms,
         post_nms=post_nms,
@@ -34,6 +37,10 @@ def proposals(
     )
     rois, scores, counts = (torch.from_numpy(r).to(image_sizes.device) for r in results)
     return rois, scores, counts
+
+
+def _arrays(levels: Sequence[Tensor]) -> list[np.ndarray]:
+    return [level.detach().float().cpu().numpy() for level in levels]
 
 
 @proposals.register_fake

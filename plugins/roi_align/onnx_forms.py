@@ -69,7 +69,7 @@ def native(op, inputs, attributes):
 
 
 def portable(op, inputs, attributes):
-    """By gathers on all levels laid end to end, [N · sum(Hl · Wl), C]: four corners for each of the samples of a bin."""
+    """By gathers on all levels laid end to end, [N · sum(Hl · Wl), C]: four corners for each sample of a bin."""
     features, rois, counts = _split_inputs(inputs, attributes)
     ratio, height, width = (attributes[k] for k in ("sampling_ratio", "output_height", "output_width"))
     if ratio <= 0:
