@@ -147,7 +147,7 @@ def _tradeoff(report: Report, width: int) -> str:
         names.append(svg.Name(x(p50), y(ap), row.name, "halo strong" if chosen else "halo"))
     if not narrow:
         levels_y = [y(v) for v in (base, limit) if v is not None]
-        obstacles = [(left, at - 1.0, right, at + 1.0) for at in levels_y]
+        obstacles: list[svg.Box] = [(left, at - 1, right, at + 1) for at in levels_y]
         obstacles += [(x(p50) - 1, y(spans[row.id][1]), x(p50) + 1, y(spans[row.id][0])) for row, p50, _ in rows]
         return svg.drawing(width, height, parts + svg.place_names(names, (left, top, right, bottom), obstacles))
     at = height + 14.0  # no room for names beside the points: a legend below, fastest first

@@ -39,7 +39,8 @@ class TorchvisionForward(Predictor):
 
     def prepare(self, images: Sequence[np.ndarray]) -> Prepared:
         """RGB uint8 arrays → float tensors 0…1 [3, H, W], as torchvision's examples do."""
-        self._photos = [torch.from_numpy(image).permute(2, 0, 1).float() / 255 for image in images]
+        device = next(self.module.parameters()).device
+        self._photos = [torch.from_numpy(image).to(device).permute(2, 0, 1).float() / 255 for image in images]
         return Prepared(np.empty(0), np.empty(0), [])
 
     @torch.inference_mode()

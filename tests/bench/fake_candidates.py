@@ -67,8 +67,8 @@ class FakeRunner:
         self.answers = lambda photo: []
 
 
-def fake_predictor(runner: FakeRunner) -> Predictor:
-    return Predictor(runner, CANVAS, LABELS, {"score": 0.05}, max_batch=4)
+def fake_predictor(runner: FakeRunner, max_batch: int = 4) -> Predictor:
+    return Predictor(runner, CANVAS, LABELS, {"score": 0.05}, max_batch=max_batch)
 
 
 def photos(count: int) -> list[np.ndarray]:

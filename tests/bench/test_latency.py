@@ -55,6 +55,15 @@ def test_throughput_in_batches(clock):
     assert runner.seen[-1] == [0, 1, 2, 0]  # the last of batches [0 1 2 0] [1 2 0 1] [2 0 1 2] [0 1 2 0]
 
 
+def test_a_batch_is_cut_to_what_the_artefact_takes(clock):
+    runner = FakeRunner(clock=clock, seconds=lambda call: 8.0)
+    options = TimingOptions(warmup_rounds=0, warmup_seconds=0.0, rounds=2)
+    predict = fake_predictor(runner, max_batch=2)
+    timed = time_requests({"a": predict}, photos(4), options, batch=3, batch_options=options)
+    assert runner.seen[2:] == [[0, 1], [2], [3, 0], [1]]
+    assert timed.latencies["a"].images_per_second["3"] == pytest.approx(3 / 16)
+
+
 def test_detections_above_the_score_are_counted(clock):
     answers = {0: [(1, 1, 9, 9, 0.9, 1), (5, 5, 20, 20, 0.3, 2)], 1: [(1, 1, 9, 9, 0.6, 1), (5, 5, 20, 20, 0.55, 2)]}
     runner = FakeRunner(answers.__getitem__, clock, lambda call: 5.0)
