@@ -17,7 +17,7 @@ err = Console(stderr=True, highlight=False)
 
 def say(text: str) -> None:
     """A line of progress for the person who watches."""
-    err.print(text, markup=False)
+    err.print(text, markup=False, soft_wrap=True)
 
 
 def print_json(data: Any) -> None:

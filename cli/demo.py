@@ -80,9 +80,9 @@ def _summary(out: Path, report: Report, metrics: dict[str, float], seconds: floa
     console.table("latency and accuracy", ["candidate", "p50", "faster than eager", "AP"], rows)
     manifest = json.loads((out / "bundle" / "manifest.json").read_text(encoding="utf-8"))
     engines = [f"{out / 'bundle' / a['files'][0]}" for a in manifest["artifacts"] if a.get("engine")]
-    console.out.print(f"report:    {out / 'bundle' / 'report.html'}", markup=False)
-    console.out.print(f"pictures:  {out / 'pictures'}", markup=False)
-    console.out.print(f"bundle:    {out / 'bundle'}", markup=False)
+    console.out.print(f"report:    {out / 'bundle' / 'report.html'}", markup=False, soft_wrap=True)
+    console.out.print(f"pictures:  {out / 'pictures'}", markup=False, soft_wrap=True)
+    console.out.print(f"bundle:    {out / 'bundle'}", markup=False, soft_wrap=True)
     for engine in engines:
-        console.out.print(f"engine:    {engine}", markup=False)
-    console.out.print(f"AP50 {metrics['AP50']:.3f} on unseen shapes; {seconds:.0f} s in all", markup=False)
+        console.out.print(f"engine:    {engine}", markup=False, soft_wrap=True)
+    console.out.print(f"AP50 {metrics['AP50']:.3f} on unseen shapes; {seconds:.0f} s in all", markup=False, soft_wrap=True)

@@ -24,7 +24,8 @@ def compress(
     from regionrt.export.compress.checkpoint import compress_checkpoint
     from regionrt.train.checkpoint import write_checkpoint
 
-    compressed, layers = compress_checkpoint(checkpoint_from(checkpoint, model, labels), ranks_from(rank))
+    ranks = ranks_from(rank)
+    compressed, layers = compress_checkpoint(checkpoint_from(checkpoint, model, labels), ranks)
     write_checkpoint(out, compressed)
     if as_json:
         console.print_json({"checkpoint": str(out), "layers": [layer.to_json() for layer in layers]})

@@ -28,6 +28,7 @@ def bench(
     batch: Annotated[int, typer.Option(help="throughput at this batch size too; 1: not")] = 4,
     image: Annotated[list[Path] | None, typer.Option(help="photos to time on where there is no data")] = None,
     max_images: Annotated[int | None, typer.Option(help="of the split, for accuracy")] = None,
+    fresh: Annotated[bool, typer.Option(help="load time and memory, in a new process for each candidate")] = True,
     device: Annotated[str, typer.Option(help="PyTorch's: cpu or cuda")] = "cpu",
     compile_seconds: Annotated[float, typer.Option(help="most for each torch.compile; 0: do not try")] = 120.0,
     model: Model = None,
@@ -40,7 +41,7 @@ def bench(
 
     options = BenchOptions(
         split=split, seconds=seconds, threads=threads, batch=batch, images=tuple(map(str, image or ())),
-        max_images=max_images, device=device, compile_seconds=compile_seconds,
+        max_images=max_images, device=device, compile_seconds=compile_seconds, fresh=fresh,
     )  # fmt: skip
     source = checkpoint_from(checkpoint, model, labels) if checkpoint else None
     with console.steps("bench") as tell:
@@ -123,7 +124,7 @@ def _print_report(report: Any, page: Path, as_json: bool) -> None:
         change = f"{lost.points:+.2f} [{lost.low:+.2f}, {lost.high:+.2f}]" if lost else ""
         rows.append([row.name, *latency, faster, f"{100 * ap:.2f}" if ap is not None else "", change])
     console.table(report.title, ["candidate", "p50 ms", "p90 ms", "faster", "AP", "change (95 %)"], rows)
-    console.out.print(f"report: {page}", markup=False)
+    console.out.print(f"report: {page}", markup=False, soft_wrap=True)
 
 
 @verb()

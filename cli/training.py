@@ -100,7 +100,7 @@ def train(
     if as_json:
         console.print_json({"best": str(best), "epochs": rows})
     else:
-        console.out.print(f"{best}", markup=False)
+        console.out.print(f"{best}", markup=False, soft_wrap=True)
 
 
 def _settings(pairs: Sequence[str]) -> dict[str, Any]:

@@ -1,28 +1,59 @@
-"""A small detector that has learnt something, trained once for all tests of the command line."""
+"""A detector and data that it knows perfectly, without any training: the data is what the detector finds."""
 
+import json
 from pathlib import Path
 
 import pytest
+import torch
+from PIL import Image
 
-from regionrt.train.options import TrainOptions
-from regionrt.train.trainer import train
+from regionrt.train.checkpoint import Checkpoint, write_checkpoint
+from regionrt.train.data import write_images
+from regionrt.train.models import build_model
+from regionrt.train.torch_runner import torch_predictor
 
-DATA = "shapes:train=96,val=4,test=12,size=128x128"
+LABELS = ("__background__", "bolt", "nut", "washer")
+CONFIG = {
+    "backbone": "squeezenet1_1", "size": [128, 128], "channels": 64, "representation": 64, "proposals": 60,
+    "detections": 8, "anchor_sizes": [24, 48, 80],
+}  # fmt: skip
+PHOTOS = 12
 
 
 @pytest.fixture(scope="session")
-def data() -> str:
-    """The data that `trained` was trained on."""
-    return DATA
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Faster R-CNN with random weights, spread so that scores are far apart and rounding cannot reorder them."""
+    torch.manual_seed(0)
+    module = build_model("faster_rcnn", CONFIG, LABELS)
+    with torch.no_grad():
+        for name, factor in (("rpn.head.cls_logits", 100), ("rpn.head.bbox_pred", 10)):
+            module.get_submodule(name).weight.mul_(factor)
+        for name, factor in (("cls_score", 20), ("bbox_pred", 50)):
+            module.get_submodule(f"roi_heads.box_predictor.{name}").weight.mul_(factor)
+    path = tmp_path_factory.mktemp("checkpoint") / "random.pt"
+    write_checkpoint(path, Checkpoint("faster_rcnn", CONFIG, LABELS, module.state_dict()))
+    return path
 
 
 @pytest.fixture(scope="session")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """best.pt of a Faster R-CNN for 128×128 shapes: weak, but far better than chance."""
-    run = tmp_path_factory.mktemp("trained") / "run"
-    config = {
-        "backbone": "squeezenet1_1", "size": [128, 128], "channels": 64, "representation": 128, "rois_per_image": 64,
-        "train_proposals": 200, "proposals": 100, "detections": 20, "anchor_sizes": [24, 48, 80],
-    }  # fmt: skip
-    options = TrainOptions(epochs=12, batch=8, lr=0.02, evaluate_every=0)
-    return train("faster_rcnn", DATA, run, options, config=config)
+def data(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A COCO folder whose objects, in the split `test`, are the detections of `checkpoint`: its AP is 100."""
+    folder = tmp_path_factory.mktemp("data")
+    photos = write_images(folder / "test", PHOTOS, spec=f"shapes:test={PHOTOS},size=128x128")
+    images, annotations = [], []
+    with torch_predictor(checkpoint) as predict:
+        for number, photo in enumerate(photos, start=1):
+            width, height = Image.open(photo).size
+            images.append({"id": number, "file_name": photo.name, "width": width, "height": height})
+            for row in predict(photo).to_coco(number):
+                _, _, box_width, box_height = row["bbox"]
+                annotations.append(
+                    {"id": len(annotations) + 1, "image_id": number, "category_id": row["category_id"],
+                     "bbox": row["bbox"], "area": box_width * box_height, "iscrowd": 0}
+                )  # fmt: skip
+    assert len(annotations) > 2 * PHOTOS, "the detector finds too little to be judged by"
+    categories = [{"id": i, "name": name} for i, name in enumerate(LABELS) if i]
+    (folder / "annotations").mkdir()
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    (folder / "annotations" / "instances_test.json").write_text(json.dumps(content))
+    return str(folder)
