@@ -14,13 +14,22 @@ from regionrt.runtime.devices import BackendInfo, backends
 from regionrt.runtime.machine import why_no_driver
 
 
-def by_name() -> dict[str, BackendInfo]:
+@pytest.fixture(scope="module")
+def found() -> dict[str, BackendInfo]:
     """The backends of this machine."""
     return {info.name: info for info in backends()}
 
 
-def test_every_backend_is_told_once_with_its_version_and_devices() -> None:
-    found = by_name()
+@pytest.fixture
+def only_tensorrt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where a test puts the file that answers to `import tensorrt`; no other library is asked."""
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(devices, "_LIBRARIES", {"tensorrt": devices._LIBRARIES["tensorrt"]})
+    return tmp_path / "tensorrt.py"
+
+
+def test_every_backend_is_told_once_with_its_version_and_devices(found: dict[str, BackendInfo]) -> None:
     assert list(found) == ["onnxruntime", "openvino", "tensorrt", "tensorrt-rtx", "torch"]
     for info in found.values():
         assert info.usable == (info.why_not is None)
@@ -38,13 +47,13 @@ def test_every_backend_is_told_once_with_its_version_and_devices() -> None:
         assert found["torch"].version == importlib.metadata.version("torch")
 
 
-def test_without_a_gpu_tensorrt_for_rtx_builds_and_does_not_run() -> None:
+def test_without_a_gpu_tensorrt_for_rtx_builds_and_does_not_run(found: dict[str, BackendInfo]) -> None:
     if find_spec("tensorrt_rtx") is None or why_no_driver() is None:
         pytest.skip("needs tensorrt-rtx on a machine without an NVIDIA driver")
-    found = by_name()["tensorrt-rtx"]
-    assert found.builds
-    assert not found.usable
-    assert "no NVIDIA GPU driver" in str(found.why_not)
+    rtx = found["tensorrt-rtx"]
+    assert rtx.builds
+    assert not rtx.usable
+    assert "no NVIDIA GPU driver" in str(rtx.why_not)
 
 
 def test_no_driver_is_an_error_and_not_an_empty_machine() -> None:
@@ -64,25 +73,18 @@ def test_no_driver_is_an_error_and_not_an_empty_machine() -> None:
     ],
     ids=["raises", "stub", "aborts", "exits"],
 )
-def test_a_broken_library_is_told_and_not_fatal(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, why: str
-) -> None:
-    (tmp_path / "tensorrt.py").write_text(source)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    monkeypatch.syspath_prepend(tmp_path)
-    found = by_name()["tensorrt"]
-    assert not found.usable
-    assert not found.builds
-    assert why in str(found.why_not)
+def test_a_broken_library_is_told_and_not_fatal(only_tensorrt: Path, source: str, why: str) -> None:
+    only_tensorrt.write_text(source)
+    broken = backends()[0]
+    assert not broken.usable
+    assert not broken.builds
+    assert why in str(broken.why_not)
 
 
-def test_a_library_that_hangs_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "tensorrt.py").write_text("import time; time.sleep(60)")
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(devices, "_LIBRARIES", {"tensorrt": devices._LIBRARIES["tensorrt"]})
+def test_a_library_that_hangs_is_left_out(only_tensorrt: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    only_tensorrt.write_text("import time; time.sleep(60)")
     monkeypatch.setattr(devices, "_TIMEOUT_S", 0.5)
-    assert "took longer than 0.5 s" in str(by_name()["tensorrt"].why_not)
+    assert "took longer than 0.5 s" in str(backends()[0].why_not)
 
 
 def test_asking_loads_no_engine_library_into_this_process() -> None:
