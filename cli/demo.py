@@ -18,10 +18,15 @@ from regionrt.train.trainer import train
 from . import console
 from .deploy import DeployOptions, deploy
 
-DATA = "shapes:train=480,val=40,test=80,size=256x256,seed=0"
+DATA = "shapes:train=450,val=40,test=60,size=256x256,seed=0"
 MODEL = "mask_rcnn"
-CONFIG = {"backbone": "squeezenet1_1", "size": [256, 256]}
-TRAINING = TrainOptions(epochs=10, batch=8, lr=0.02, evaluate_every=0)
+CONFIG = {
+    "backbone": "resnet18", "size": [128, 128], "channels": 64, "representation": 256, "mask_layers": [64, 64],
+    "proposals": 300, "detections": 20, "train_proposals": 300, "rois_per_image": 64, "anchors_per_image": 128,
+}  # fmt: skip
+TRAINING = TrainOptions(
+    epochs=8, batch=4, optimizer="adamw", lr=0.001, weight_decay=0.01, flip="both", evaluate_every=0
+)
 PHOTOS = 8
 
 
@@ -85,4 +90,6 @@ def _summary(out: Path, report: Report, metrics: dict[str, float], seconds: floa
     console.out.print(f"bundle:    {out / 'bundle'}", markup=False, soft_wrap=True)
     for engine in engines:
         console.out.print(f"engine:    {engine}", markup=False, soft_wrap=True)
-    console.out.print(f"AP50 {metrics['AP50']:.3f} on unseen shapes; {seconds:.0f} s in all", markup=False, soft_wrap=True)
+    console.out.print(
+        f"AP50 {metrics['AP50']:.3f} on unseen shapes; {seconds:.0f} s in all", markup=False, soft_wrap=True
+    )

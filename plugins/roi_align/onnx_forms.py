@@ -91,8 +91,11 @@ def portable(op, inputs, attributes):
             return values
         return op.Unsqueeze(op.Gather(values, level), [1])
 
-    map_h = op.Concat(*[op.Shape(f, start=2, end=3) for f in features], axis=0)
-    map_w = op.Concat(*[op.Shape(f, start=3, end=4) for f in features], axis=0)
+    # Through float and back: TensorRT for RTX 1.7 fails on sizes that are read from a dynamic shape after a Loop.
+    map_h, map_w = (
+        op.Cast(op.Cast(op.Concat(*[op.Shape(f, start=d, end=d + 1) for f in features], axis=0), to=1), to=7)
+        for d in (2, 3)
+    )
     offset = op.CumSum(op.Mul(map_h, map_w), op.Constant(value_int=0), exclusive=1)
     map_h, map_w, offset = per_roi(map_h), per_roi(map_w), per_roi(offset)
     scale = per_roi(op.Constant(value_floats=[float(s) for s in attributes["spatial_scales"][: len(features)]]))
