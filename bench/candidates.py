@@ -12,6 +12,7 @@ from regionrt.runtime.errors import BackendError
 from regionrt.runtime.loading import load
 from regionrt.runtime.predictor import Predictor
 
+from .environment import without_folders
 from .errors import BenchError
 
 BACKENDS = {
@@ -154,6 +155,7 @@ def _open(entry: Entry, manifest: Manifest, artifact: Artifact, threads: int) ->
                 "threads": threads,
             }
             return
+    reason = without_folders(reason)
     entry.reason = f"built, not run here: {reason}" if artifact.engine else f"not run here: {reason}"
 
 

@@ -55,6 +55,11 @@ def environment(threads: int) -> dict[str, dict[str, str]]:
     }
 
 
+def without_folders(text: str) -> str:
+    """Absolute paths shortened to their last part: an error's text goes into a report that others read."""
+    return re.sub(r"(?<![\w.])(?:/[^\s/:'\"]+)+/", "…/", text)
+
+
 def _versions() -> dict[str, str]:
     found = {}
     for name in LIBRARIES:

@@ -41,6 +41,8 @@ def measure_fresh(
 
     import regionrt
 
+    from .environment import without_folders
+
     with tempfile.TemporaryDirectory() as scratch, open(Path(scratch, "stderr"), "w+b") as errors:
         np.savez(Path(scratch, "photos.npz"), *photos)
         text = json.dumps({**job, "photos": str(Path(scratch, "photos.npz")), "batches": list(batches)})
@@ -66,7 +68,7 @@ def measure_fresh(
         errors.seek(0)
         last = errors.read().decode(errors="replace").strip().splitlines()
         why = last[-1][:300] if last else f"ended with status {done.returncode}"
-        return {"failed": why}
+        return {"failed": without_folders(why)}
 
 
 def peak_memory_bytes() -> int | None:

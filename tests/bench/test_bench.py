@@ -185,6 +185,7 @@ def test_a_process_that_fails_is_a_finding(bundle, tmp_path):
     found = measure_fresh(job, [np.zeros((8, 8, 3), np.uint8)], timeout_s=60)
     assert found.keys() == {"failed"}
     assert "expected a bundle" in found["failed"]
+    assert str(tmp_path.parent) not in found["failed"]
     slow = measure_fresh(job | {"path": str(bundle)}, [np.zeros((8, 8, 3), np.uint8)], timeout_s=0.01)
     assert "not done within" in slow["failed"]
 

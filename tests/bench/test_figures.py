@@ -3,6 +3,7 @@
 import pytest
 
 from regionrt.bench import figures
+from regionrt.bench.environment import without_folders
 from regionrt.bench.schema import Difference
 from regionrt.bench.svg import Axis, Name, place_names, value_axis
 
@@ -49,6 +50,18 @@ def test_intervals_use_a_real_minus_and_no_minus_zero():
 )
 def test_verdict_follows_the_interval(low, high, words):
     assert words in figures.verdict(difference((low + high) / 2, low, high), 72)
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("/home/me/b/native.onnx: refused", "…/native.onnx: refused"),
+        ("a/b of 3/4 'see /tmp/x/y.py'", "a/b of 3/4 'see …/y.py'"),
+        ("no path", "no path"),
+    ],
+)
+def test_folders_are_left_out_of_errors(text, shown):
+    assert without_folders(text) == shown
 
 
 def test_axes_have_round_ticks_inside():

@@ -62,7 +62,7 @@ def browse(page: Path, folder: Path, width: int, dark: bool) -> tuple[dict, str]
     scheme = f"--blink-settings=preferredColorScheme={0 if dark else 1}"
     window = f"--window-size={width + 40},1000"
     command = [str(BROWSER), *FLAGS, scheme, f"--user-data-dir={folder / 'profile'}", window, "--dump-dom"]
-    done = subprocess.run([*command, frame.as_uri()], capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run([*command, frame.as_uri()], capture_output=True, text=True, timeout=300, check=True)
     found = re.search(r'data-probe="([^"]*)"', done.stdout)
     assert found, done.stderr[-2000:]
     return json.loads(found[1].replace("&quot;", '"')), done.stderr
