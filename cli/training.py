@@ -42,6 +42,8 @@ def train(
     epochs: int = 20,
     batch: Annotated[int, typer.Option(help="images per step and process")] = 4,
     lr: Annotated[float, typer.Option(help="highest learning rate of the schedule")] = 0.01,
+    optimizer: Annotated[str, typer.Option(help="sgd, or adamw (lr near 0.001), better from random weights")] = "sgd",
+    weight_decay: Annotated[float, typer.Option(help="of weights; biases and norms have none")] = 5e-4,
     init: Annotated[Path | None, typer.Option(metavar="WEIGHTS", help="ImageNet weights of the backbone")] = None,
     freeze: Annotated[str | None, typer.Option(metavar="LAYERS", help="comma-separated, e.g. backbone")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on after the last whole epoch in RUN")] = False,
@@ -76,7 +78,9 @@ def train(
     except ValueError as error:
         raise typer.BadParameter(f"--scale: expected LOW,HIGH such as 0.8,1.2, found {scale!r}") from error
     options = TrainOptions(
-        epochs=epochs, batch=batch, lr=lr, init=init, freeze=names_from(freeze) or (), resume=resume,
+        epochs=epochs, batch=batch, lr=lr,
+        optimizer=optimizer,
+        weight_decay=weight_decay, init=init, freeze=names_from(freeze) or (), resume=resume,
         size=size_from(size), precision=precision, early_stop=early_stop, evaluate_every=evaluate_every,
         scale=scales, colour=colour, flip=flip, workers=workers,
         devices=int(devices) if devices.isdigit() else devices, strategy=strategy, accelerator=accelerator, seed=seed,

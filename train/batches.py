@@ -13,11 +13,12 @@ from torch.utils.data import Dataset, Sampler
 
 from regionrt.runtime.image import Canvas
 
-from .data import DetectionData
+from .data import DetectionData, Sample
 
 Target = dict[str, Tensor]
 Batch = tuple[Tensor, Tensor, list[Target]]
 _MIN_SIDE_PX = 1.0  # of a target box on the canvas
+_DRAWN_BYTES = 512 * 2**20  # of made images that are kept; per process that prepares batches
 _MIN_VISIBLE = 0.3  # share of a box that a crop must leave of it
 
 
@@ -57,6 +58,8 @@ class TrainingCanvases(Dataset):
         self.augmentation = augmentation
         self.seed = seed
         self.masks = masks
+        self._drawn: dict[int, Sample] = {}
+        self._drawn_bytes = 0
 
     def __len__(self) -> int:
         return len(self.data)
@@ -64,7 +67,7 @@ class TrainingCanvases(Dataset):
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor, Target]:
         epoch, index = key
         rng = np.random.default_rng([self.seed, epoch, index])
-        sample = self.data[index]
+        sample = self._sample(index)
         image = sample.image()
         keep = ~sample.ignore
         boxes, labels = sample.boxes[keep].astype(np.float32), sample.labels[keep]
@@ -87,6 +90,16 @@ class TrainingCanvases(Dataset):
         if masks is not None:
             target["masks"] = torch.from_numpy(_masks_on_canvas(masks[big], images.shape[1:3], placement.resized))
         return torch.from_numpy(images[0]), torch.from_numpy(sizes[0]), target
+
+    def _sample(self, index: int) -> Sample:
+        """Samples that are drawn rather than read from files cost more than a step of a small net: they are kept."""
+        if index in self._drawn:
+            return self._drawn[index]
+        sample = self.data[index]
+        if isinstance(sample.pixels, np.ndarray) and self._drawn_bytes < _DRAWN_BYTES:
+            self._drawn[index] = sample
+            self._drawn_bytes += sample.pixels.nbytes
+        return sample
 
 
 class EpochSampler(Sampler):

@@ -24,6 +24,7 @@ class TrainOptions:
 
     epochs: int = 20
     batch: int = 4  # per process
+    optimizer: str = "sgd"  # or "adamw" (lr near 0.001), which gets along with fewer steps from random weights
     lr: float = 0.01  # the highest of the schedule
     momentum: float = 0.9
     weight_decay: float = 5e-4  # of weights; biases and norms have none
@@ -64,6 +65,8 @@ class TrainOptions:
             raise TrainError(f"momentum {self.momentum} and warmup {self.warmup}: give shares between 0 and 1")
         if self.schedule not in ("one-cycle", "constant"):
             raise TrainError(f'schedule {self.schedule!r}: give "one-cycle" or "constant"')
+        if self.optimizer not in ("sgd", "adamw"):
+            raise TrainError(f'optimizer {self.optimizer!r}: give "sgd" or "adamw"')
         if self.precision not in ("fp32", "bf16"):
             raise TrainError(f'precision {self.precision!r}: give "fp32" or "bf16"')
         if self.early_stop and not self.evaluate_every:

@@ -15,6 +15,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import TQDMProgressBar
+from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -84,7 +85,9 @@ def train(
 
     folder = RunFolder(out)
     asked = {"model": model, "config": full, "labels": list(labels), "data": str(data), "options": options.to_json()}
-    resuming = folder.open(asked, options.resume)
+    # With DDP this function runs in every process; the first one is there before Lightning starts the others.
+    leading = rank_zero_only.rank == 0
+    resuming = folder.open(asked, options.resume) if leading else options.resume and folder.state.exists()
     keep = _EpochEnd(folder, Checkpoint(model, full, labels, {}), validation, options, report)
     with _quiet():
         trainer = pl.Trainer(
@@ -104,9 +107,12 @@ def train(
             use_distributed_sampler=False,
         )
         training = _Training(module, items, held, options)
-        trainer.fit(training, ckpt_path=folder.state if resuming else None, weights_only=True)
-    if trainer.interrupted:
-        raise KeyboardInterrupt
+        try:
+            trainer.fit(training, ckpt_path=folder.state if resuming else None, weights_only=True)
+        except SystemExit as stop:
+            if trainer.interrupted:  # Lightning turns Ctrl-C into an exit
+                raise KeyboardInterrupt from stop
+            raise
     return folder.best
 
 
@@ -159,7 +165,12 @@ class _Training(pl.LightningModule):
             {"params": [p for p in learning if p.ndim > 1], "weight_decay": options.weight_decay},
             {"params": [p for p in learning if p.ndim <= 1], "weight_decay": 0.0},
         ]
-        optimizer = torch.optim.SGD([g for g in groups if g["params"]], lr=options.lr, momentum=options.momentum)
+        groups = [group for group in groups if group["params"]]
+        optimizer: torch.optim.Optimizer
+        if options.optimizer == "adamw":
+            optimizer = torch.optim.AdamW(groups, lr=options.lr, betas=(options.momentum, 0.999))
+        else:
+            optimizer = torch.optim.SGD(groups, lr=options.lr, momentum=options.momentum)
         if options.schedule == "constant":
             return optimizer
         steps = max(int(self.trainer.estimated_stepping_batches), 2)

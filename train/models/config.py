@@ -28,6 +28,7 @@ class RegionConfig:
         None  # sides in px: one level takes all; a pyramid one number or list per level
     )
     aspect_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
+    canonical_scale: int = 224  # px of a RoI that is pooled from stride 16 of a pyramid (arXiv:1612.03144, eq. 1)
     representation: int = 1024  # width of fc6 and fc7
     mask_layers: tuple[int, ...] = (256, 256, 256, 256)
     anchors_per_image: int = 256  # sampled for the RPN's losses
@@ -47,7 +48,15 @@ class RegionConfig:
             raise ModelError(f"size {list(self.size)}: give height and width in px")
         if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
             raise ModelError(f"mean {list(self.mean)} and std {list(self.std)}: give three numbers each, std above 0")
-        for name in ("channels", "representation", "anchors_per_image", "rois_per_image", "detections", "proposals"):
+        for name in (
+            "channels",
+            "canonical_scale",
+            "representation",
+            "anchors_per_image",
+            "rois_per_image",
+            "detections",
+            "proposals",
+        ):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ModelError(f"{name} {value}: give 1 or more")

@@ -29,7 +29,7 @@ def parts(config: RegionConfig, num_classes: int) -> dict[str, Any]:
     check_size(config.size, entry.stride)
     sizes = anchor_sizes(config)
     maps = [str(i) for i in range(max(entry.levels - 1, 1))]  # a pyramid's last level is for the RPN only
-    pool = MultiScaleRoIAlign(maps, output_size=7, sampling_ratio=2)
+    pool = MultiScaleRoIAlign(maps, output_size=7, sampling_ratio=2, canonical_scale=config.canonical_scale)
     return {
         "backbone": backbone,
         "num_classes": None,  # the predictors know

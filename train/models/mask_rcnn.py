@@ -18,7 +18,12 @@ def mask_rcnn(config: RegionConfig, labels: Sequence[str]) -> MaskRCNN:
     width = config.mask_layers[-1]
     module = MaskRCNN(
         **arguments,
-        mask_roi_pool=MultiScaleRoIAlign(arguments["box_roi_pool"].featmap_names, output_size=14, sampling_ratio=2),
+        mask_roi_pool=MultiScaleRoIAlign(
+            arguments["box_roi_pool"].featmap_names,
+            output_size=14,
+            sampling_ratio=2,
+            canonical_scale=config.canonical_scale,
+        ),
         mask_head=MaskRCNNHeads(arguments["backbone"].out_channels, config.mask_layers, dilation=1),
         mask_predictor=MaskRCNNPredictor(width, width, len(labels)),
     )
