@@ -18,6 +18,7 @@ from regionrt.train.checkpoint import Checkpoint, module_from_checkpoint
 from regionrt.train.models.region import canvas_of
 
 from .errors import ExportError
+from .exportable import check_supported
 from .passes.fp16 import fp16
 from .passes.lower import lower
 from .thresholds import MAX_TOP_K, thresholds_of, with_thresholds
@@ -74,6 +75,7 @@ def export_bundle(
         if labels is None:
             raise ExportError("a live module needs labels=: the names of its classes, `__background__` first")
         module, names, model_name, checkpoint_hash = source, tuple(labels), type(source).__name__, None
+    check_supported(module)
     _check_labels(module, names)
 
     thresholds = thresholds_of(
@@ -134,7 +136,7 @@ def _check_labels(module: nn.Module, labels: Sequence[str]) -> None:
         raise ExportError(
             f"expected {classes} labels (one for each class of the model, `__background__` first), found {len(labels)}"
         )
-    if labels[0] != "__background__" or any("\n" in name or not name.strip() for name in labels):
+    if labels[0] != "__background__" or any(name.splitlines() != [name] or not name.strip() for name in labels):
         raise ExportError("expected `__background__` as the first label, and no label empty or with a line break")
 
 

@@ -2,20 +2,28 @@
 
 import math
 from collections import OrderedDict
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN
+from torchvision.models.detection._utils import BoxCoder
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.roi_heads import RoIHeads
+from torchvision.models.detection.rpn import RegionProposalNetwork
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import MultiScaleRoIAlign
 
+from regionrt.plugins.boxes import MAX_LOG_RATIO
 from regionrt.plugins.detections.torch_op import detections
 from regionrt.plugins.proposals.torch_op import proposals
+from regionrt.plugins.roi_align.reference import level_thresholds
 from regionrt.plugins.roi_align.torch_op import roi_align
 from regionrt.train.models.region import normalise
 
 from .errors import ExportError
 
-MIN_PROPOSAL_PX, MIN_DETECTION_PX = 1e-3, 1e-2  # torchvision's RegionProposalNetwork and RoIHeads
+MIN_DETECTION_PX = 1e-2  # torchvision's RoIHeads.postprocess_detections
 
 
 class ExportableDetector(nn.Module):
@@ -96,7 +104,7 @@ class ExportableDetector(nn.Module):
             rpn._post_nms_top_n["testing"],
             rpn.nms_thresh,
             rpn.score_thresh,
-            MIN_PROPOSAL_PX,
+            rpn.min_size,
             list(rpn.box_coder.weights),
         )
 
@@ -118,6 +126,7 @@ class _PoolSettings:
 
     def __init__(self, pool: MultiScaleRoIAlign, features: OrderedDict[str, Tensor], height: int):
         self.names = [name for name in features if name in pool.featmap_names]
+        self.levels = [level for level, name in enumerate(features) if name in self.names]  # of all the backbone's maps
         if not self.names:
             raise ExportError(
                 f"the RoI pool reads the feature maps {pool.featmap_names}, the backbone gives {list(features)}: "
@@ -128,6 +137,10 @@ class _PoolSettings:
         self.size = pool.output_size
         self.sampling_ratio = pool.sampling_ratio
         self.canonical_scale, self.canonical_level = float(pool.canonical_scale), pool.canonical_level
+        try:
+            level_thresholds(self.scales, self.canonical_scale, self.canonical_level)
+        except ValueError as error:
+            raise ExportError(f"the RoI pool reads the feature maps {self.names}: {error}") from error
 
     def apply(self, features: OrderedDict[str, Tensor], rois: Tensor, counts: Tensor) -> Tensor:
         return roi_align(
@@ -153,10 +166,47 @@ def check_supported(module: nn.Module) -> None:
         )
     if module.training:
         raise ExportError("expected the module in evaluation mode, found it in training mode: call module.eval() first")
-    heads = module.roi_heads
-    pools = [heads.box_roi_pool] + ([heads.mask_roi_pool] if heads.has_mask() else [])
-    for pool in pools:
-        if not isinstance(pool, MultiScaleRoIAlign):
-            raise ExportError(f"expected a MultiScaleRoIAlign as RoI pool, found {type(pool).__name__}")
-    if heads.has_keypoint():
+    if module.roi_heads.has_keypoint():
         raise ExportError("keypoint heads are not covered: export the detector without its keypoint branch")
+    for name, part, expected, methods in _rewritten_parts(module):
+        if not isinstance(part, expected):
+            raise ExportError(f"expected a {expected.__name__} as {name}, found {type(part).__name__}")
+        own = [m for m in methods if getattr(type(part), m) is not getattr(expected, m) or m in vars(part)]
+        if own:
+            raise ExportError(
+                f"{name} ({type(part).__name__}) overrides {', '.join(own)}, which the export would ignore: "
+                f"it computes what torchvision's {expected.__name__} does"
+            )
+    for name, coder in (("rpn.box_coder", module.rpn.box_coder), ("roi_heads.box_coder", module.roi_heads.box_coder)):
+        if coder.bbox_xform_clip != MAX_LOG_RATIO:
+            raise ExportError(
+                f"expected {name}.bbox_xform_clip to be torchvision's log(1000/16), found {coder.bbox_xform_clip:.4g}"
+            )
+    transform = module.transform
+    if transform.fixed_size is not None or transform._skip_resize:
+        raise ExportError(
+            "expected images to be resized by min_size and max_size, found a transform with "
+            f"{'_skip_resize' if transform._skip_resize else 'fixed_size'}: build the detector without it"
+        )
+    types = {p.dtype for p in module.parameters() if p.is_floating_point()} - {torch.float32}
+    if types:
+        raise ExportError(
+            f"expected weights in float32, found {', '.join(sorted(map(str, types)))}: call module.float() first "
+            "(--precision fp16 is made from float32)"
+        )
+
+
+def _rewritten_parts(module: FasterRCNN) -> Iterator[tuple[str, object, type, tuple[str, ...]]]:
+    """Parts whose code `ExportableDetector` does not call but rewrites: name, object, class, the methods rewritten."""
+    rpn, heads = module.rpn, module.roi_heads
+    decode, pool = ("decode", "decode_single"), ("forward",)
+    yield "the detector", module, FasterRCNN, ("forward",)
+    yield "transform", module.transform, GeneralizedRCNNTransform, ("forward", "normalize", "resize", "batch_images")
+    yield "rpn", rpn, RegionProposalNetwork, ("forward", "filter_proposals")
+    yield "rpn.anchor_generator", rpn.anchor_generator, AnchorGenerator, ("forward", "grid_anchors")
+    yield "rpn.box_coder", rpn.box_coder, BoxCoder, decode
+    yield "roi_heads", heads, RoIHeads, ("forward", "postprocess_detections")
+    yield "roi_heads.box_coder", heads.box_coder, BoxCoder, decode
+    yield "the RoI pool roi_heads.box_roi_pool", heads.box_roi_pool, MultiScaleRoIAlign, pool
+    if heads.has_mask():
+        yield "the RoI pool roi_heads.mask_roi_pool", heads.mask_roi_pool, MultiScaleRoIAlign, pool

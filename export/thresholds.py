@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from torch import nn
@@ -33,7 +33,10 @@ class Thresholds:
         for name in ("detections", "proposals", "proposal_candidates", "candidates"):
             value = getattr(self, name)
             if not 1 <= value <= MAX_TOP_K:
-                raise ExportError(f"expected {name} between 1 and {MAX_TOP_K} (TensorRT's TopK limit), found {value}")
+                where = " (the detector's rpn_pre_nms_top_n_test)" if name == "proposal_candidates" else ""
+                raise ExportError(
+                    f"expected {name}{where} between 1 and {MAX_TOP_K} (TensorRT's TopK limit), found {value}"
+                )
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -56,9 +59,13 @@ def thresholds_of(module: nn.Module, **changes: float | int | None) -> Threshold
 
 
 def with_thresholds(module: nn.Module, thresholds: Thresholds | Mapping[str, Any]) -> nn.Module:
-    """A copy of the module (sharing no weights) that uses `thresholds`; a manifest's dictionary is accepted."""
+    """A copy of the module (sharing no weights) that uses `thresholds`; a manifest's dictionary is accepted.
+
+    Of a dictionary, entries that are no thresholds are passed over, and those that are missing stay the module's own.
+    """
     if not isinstance(thresholds, Thresholds):
-        thresholds = Thresholds(**thresholds)
+        known = {field.name for field in fields(Thresholds)}
+        thresholds = thresholds_of(module, **{name: value for name, value in thresholds.items() if name in known})
     changed = copy.deepcopy(module)
     heads, rpn = changed.roi_heads, changed.rpn
     heads.score_thresh, heads.nms_thresh = thresholds.score, thresholds.nms

@@ -36,6 +36,11 @@ def onnx_from_module(module: nn.Module, canvas: Canvas, *, candidates: int = 384
     (multiples of canvas.multiple, at most canvas.height × canvas.width). Values at our nodes carry the stage names of
     docs/design.md. Raises ExportError.
     """
+    if canvas.dynamic and min(canvas.height, canvas.width) < 3 * canvas.multiple:
+        raise ExportError(
+            f"expected a dynamic canvas of at least 3 strides ({3 * canvas.multiple} px) each way, "
+            f"found {canvas.height}x{canvas.width}: give a larger size, or a fixed one"
+        )
     program = ExportableDetector(
         module, canvas.height, canvas.width, candidates=candidates, dynamic=canvas.dynamic
     ).eval()
@@ -63,7 +68,7 @@ def onnx_from_module(module: nn.Module, canvas: Canvas, *, candidates: int = 384
     model.ir_version = 10  # what opset 20 came with; older runtimes refuse newer ones
     model.producer_name, model.producer_version = "regionrt", ""
     model.graph.name = type(module).__name__
-    _name_stages(model)
+    _name_stages(model, program)
     _strip_metadata(model)
     return model
 
@@ -109,7 +114,7 @@ def _quiet() -> Iterator[None]:
         logging.getLogger("torch.onnx").setLevel(level)
 
 
-def _name_stages(model: ir.Model) -> None:
+def _name_stages(model: ir.Model, program: ExportableDetector) -> None:
     """Name the values at our nodes as the eager reference does."""
     poolings = 0
     for node in model.graph:
@@ -117,8 +122,10 @@ def _name_stages(model: ir.Model) -> None:
             continue
         if node.op_type == "RegionRoiAlign":
             *levels, _, _ = node.inputs
-            for i, value in enumerate(levels):
-                value.name = f"features.{i}"
+            pool = program.box_pool if poolings == 0 else program.mask_pool
+            assert pool is not None
+            for level, value in zip(pool.levels, levels, strict=True):
+                value.name = f"features.{level}"
             node.outputs[0].name = "roi_features" if poolings == 0 else "mask_roi_features"
             node.outputs[0].type = levels[0].type  # our schemas leave it open, as the levels repeat
             poolings += 1

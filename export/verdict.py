@@ -59,7 +59,7 @@ class StageCheck:
         return self.error <= self.limit  # False for NaN too
 
     def add(self, error: float, max_abs_error: float, image: str) -> None:
-        if not self.image or not error <= self.error:
+        if not self.image or (not error <= self.error and self.error == self.error):  # a NaN is the worst and stays
             self.error, self.max_abs_error, self.image = error, max_abs_error, image
 
 

@@ -39,9 +39,13 @@ def fp16(model: ir.Model) -> ir.Model:
                 if value is not None and i not in keep and value.dtype == _FLOAT and value not in halved:
                     node.replace_input_with(i, _as(graph, node, value, _HALF, casts))
             for value in node.outputs:
-                value.type = ir.TensorType(_HALF)  # a new type: clones share the old one
-                halved.add(value)
-        elif node.domain == DOMAIN and node.op_type == "RegionRoiAlign" and node.inputs[0] in halved:
+                if value.dtype == _FLOAT:  # not the indices of a MaxPool
+                    value.type = ir.TensorType(_HALF)  # a new type: clones share the old one
+                    halved.add(value)
+        elif node.domain == DOMAIN and node.op_type == "RegionRoiAlign" and reads_half:
+            for i, value in enumerate(node.inputs[:-2]):  # the levels; after them come rois and counts
+                if value is not None and value not in halved:
+                    node.replace_input_with(i, _as(graph, node, value, _HALF, casts))
             node.outputs[0].type = ir.TensorType(_HALF)
             halved.add(node.outputs[0])
         elif reads_half:

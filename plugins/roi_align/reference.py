@@ -15,8 +15,12 @@ def level_thresholds(spatial_scales: Sequence[float], canonical_scale: float, ca
     floor(level0 + log2(sqrt(area) / scale0) + 1e-6) >= k, solved for the area: comparing areas gives every backend
     the same level, where its own log2 might round to the other side. As in torchvision's LevelMapper the levels are
     the strides from the first map's to the last map's: of two maps of one stride (MobileNetV3) only the first is read.
+    ValueError where a stride between them has no map: torchvision silently gives zeros to its RoIs.
     """
     finest, coarsest = (round(-math.log2(spatial_scales[i])) for i in (0, -1))
+    if not 0 <= coarsest - finest < len(spatial_scales):
+        strides = ", ".join(f"{1 / scale:g}" for scale in spatial_scales)
+        raise ValueError(f"expected maps from fine to coarse with no stride left out, found strides {strides}")
     levels = range(finest + 1, coarsest + 1)
     return [(canonical_scale * 2.0 ** (k - canonical_level - LEVEL_EPSILON)) ** 2 for k in levels]
 
