@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import signal
 import time
 import warnings
 from collections import defaultdict
@@ -16,6 +17,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -107,13 +109,24 @@ def train(
             use_distributed_sampler=False,
         )
         training = _Training(module, items, held, options)
-        try:
+        with _stops_as_usual(trainer):
             trainer.fit(training, ckpt_path=folder.state if resuming else None, weights_only=True)
-        except SystemExit as stop:
-            if trainer.interrupted:  # Lightning turns Ctrl-C into an exit
-                raise KeyboardInterrupt from stop
-            raise
     return folder.best
+
+
+@contextmanager
+def _stops_as_usual(trainer: pl.Trainer) -> Iterator[None]:
+    """Lightning answers Ctrl-C by an exit, with Ctrl-C ignored from then on, and SIGTERM by an exit with code 0."""
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SIGTERMException as stop:
+        raise SystemExit(128 + signal.SIGTERM) from stop
+    except SystemExit as stop:
+        if not trainer.interrupted:
+            raise
+        signal.signal(signal.SIGINT, handler)  # Lightning has set it in this thread, so it may be set here
+        raise KeyboardInterrupt from stop
 
 
 def _config(model: str, given: Mapping[str, Any], options: TrainOptions) -> dict[str, Any]:

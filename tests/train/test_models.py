@@ -138,6 +138,16 @@ def test_what_cannot_be_is_refused(name, config, labels, message):
     assert "\n" not in str(caught.value)
 
 
+def test_canonical_scale_chooses_the_level_of_a_roi():
+    module = build_model("mask_rcnn", {**TINY, "backbone": "resnet18", "canonical_scale": 56}, LABELS)
+    pool = module.roi_heads.mask_roi_pool
+    features = {str(i): torch.full((1, 256, 24 // 2**i, 32 // 2**i), float(i)) for i in range(4)}
+    for side, index in ((20, 0), (30, 1), (60, 2)):  # floor(4 + log2(side / 56)) is 2, 3, 4; stride 4 is level 2
+        found = pool(features, [torch.tensor([[0.0, 0, side, side]])], [(96, 128)])
+        assert found[0, 0, 3, 3] == index
+    assert module.roi_heads.box_roi_pool.canonical_scale == 56
+
+
 def test_svd_pairs_take_the_place_of_layers():
     config = {**TINY, "svd": {"roi_heads.box_head.fc6": 7, "roi_heads.box_predictor.bbox_pred": 3}}
     module = build_model("faster_rcnn", config, LABELS)

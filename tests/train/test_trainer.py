@@ -114,6 +114,27 @@ def test_resume_after_a_kill_loses_nothing(tmp_path):
     assert os.stat(cut / "last.ckpt").st_mtime_ns == stamp
 
 
+@pytest.mark.parametrize(("number", "stop"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])
+def test_signals_stop_as_usual_and_the_run_goes_on(number, stop, tmp_path):
+    """Ctrl-C stays what it is and works afterwards; SIGTERM is no success; the finished epoch is kept."""
+    handler = signal.getsignal(number)
+    options = QUICK | {"epochs": 2, "evaluate_every": 0}
+
+    def kill(row):
+        os.kill(os.getpid(), number)
+
+    with pytest.raises(stop) as caught:
+        train("faster_rcnn", DATA, tmp_path / "run", TrainOptions(**options), config=CONFIG, report=kill)
+    if number == signal.SIGTERM:
+        assert caught.value.code == 128 + signal.SIGTERM
+    assert signal.getsignal(number) == handler
+    rows = []
+    train(
+        "faster_rcnn", DATA, tmp_path / "run", TrainOptions(**options, resume=True), config=CONFIG, report=rows.append
+    )
+    assert [row["epoch"] for row in rows] == [2]
+
+
 def test_frozen_layers_and_their_statistics_stay(tmp_path):
     torch.manual_seed(0)
     classifier = models.mobilenet_v2(weights=None)
@@ -145,8 +166,8 @@ def test_init_without_norm_freezes_batch_norm(tmp_path):
     module_from_checkpoint(best)
 
 
-def test_bf16_and_a_size_of_its_own(tmp_path):
-    options = TrainOptions(**QUICK, precision="bf16", size=(64, 96), schedule="constant", max_eval_images=1)
+def test_bf16_adamw_and_a_size_of_its_own(tmp_path):
+    options = TrainOptions(**QUICK, precision="bf16", size=(64, 96), optimizer="adamw", lr=1e-3, max_eval_images=1)
     best = read_checkpoint(train("faster_rcnn", DATA, tmp_path / "run", options, config=CONFIG))
     assert best.config["size"] == [64, 96]
     assert {v.dtype for v in best.state_dict.values()} == {torch.float32}
@@ -227,6 +248,7 @@ def test_refused_before_anything_is_written(model, config, options, message, tmp
         ({"lr": 0}, "lr 0"),
         ({"precision": "fp16"}, '"fp32" or "bf16"'),
         ({"schedule": "step"}, '"one-cycle"'),
+        ({"optimizer": "lion"}, '"sgd" or "adamw"'),
         ({"flip": "up"}, '"horizontal"'),
         ({"early_stop": 3, "evaluate_every": 0}, "needs evaluation"),
         ({"momentum": 1.0}, "between 0 and 1"),
