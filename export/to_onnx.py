@@ -18,6 +18,7 @@ from regionrt.runtime.image import Canvas
 
 from .errors import ExportError
 from .exportable import ExportableDetector
+from .passes.fold_scale import fold_scale
 
 OUTPUTS = ("num_detections", "boxes", "scores", "labels", "overflow", "masks")
 _STAGE_NAMES = {  # of the values at our nodes, so that verify can speak of them; `.` marks one per level
@@ -64,7 +65,7 @@ def onnx_from_module(module: nn.Module, canvas: Canvas, *, candidates: int = 384
     except OnnxExporterError as error:
         cause = error.__cause__ or error
         raise ExportError(f"torch could not export this module: {str(cause).strip().splitlines()[0]}") from error
-    model = exported.model
+    model = fold_scale(exported.model)
     model.ir_version = 10  # what opset 20 came with; older runtimes refuse newer ones
     model.producer_name, model.producer_version = "regionrt", ""
     model.graph.name = type(module).__name__
