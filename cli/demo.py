@@ -5,6 +5,8 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 from regionrt.bench.report import BenchOptions
 from regionrt.bench.schema import Report
 from regionrt.runtime.infer import main as infer
@@ -18,15 +20,13 @@ from regionrt.train.trainer import train
 from . import console
 from .deploy import DeployOptions, deploy
 
-DATA = "shapes:train=450,val=40,test=60,size=256x256,seed=0"
+DATA = "shapes:train=1000,val=40,test=80,size=256x256,seed=0,turn=30"
 MODEL = "mask_rcnn"
 CONFIG = {
     "backbone": "resnet18", "size": [128, 128], "channels": 64, "representation": 256, "mask_layers": [64, 64],
-    "proposals": 300, "detections": 20, "train_proposals": 300, "rois_per_image": 64, "anchors_per_image": 128,
+    "proposals": 300, "detections": 20, "train_proposals": 300, "rois_per_image": 48, "anchors_per_image": 128,
 }  # fmt: skip
-TRAINING = TrainOptions(
-    epochs=8, batch=4, optimizer="adamw", lr=0.001, weight_decay=0.01, flip="both", evaluate_every=0
-)
+TRAINING = TrainOptions(epochs=5, batch=8, optimizer="adamw", lr=0.003, weight_decay=0.01, evaluate_every=0)
 PHOTOS = 8
 
 
@@ -66,7 +66,9 @@ def demo(out: Path) -> int:
 
 
 def _training() -> TrainOptions:
-    return replace(TRAINING, progress=console.err.is_terminal)
+    """bf16 where the CPU computes in it: elsewhere it is emulated, and slow."""
+    bf16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return replace(TRAINING, precision="bf16" if bf16 else "fp32", progress=console.err.is_terminal)
 
 
 def _epoch(row: object) -> None:

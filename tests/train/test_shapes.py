@@ -36,7 +36,7 @@ def test_spec():
     [
         (
             "shapes:epochs=3",
-            "expected each of train, val, test, size, seed at most once as key=value, found 'epochs=3'",
+            "expected each of train, val, test, size, seed, turn at most once as key=value, found 'epochs=3'",
         ),
         ("shapes:train", "expected train as a whole number, found ''"),
         ("shapes:seed=1,seed=2", "at most once"),
@@ -45,6 +45,8 @@ def test_spec():
         ("shapes:size=8x8", "expected a size between 64x64 and 2048x2048, found 8x8"),
         ("shapes:train=0", "at least one image"),
         ("shapes:seed=-1", "expected a seed ≥ 0"),
+        ("shapes:turn=181", "expected a turn from 0 to 180 degrees, found 181"),
+        ("shapes:turn=x", "expected turn as a whole number"),
     ],
 )
 def test_wrong_specs(spec, message):
@@ -80,6 +82,19 @@ def test_the_same_in_another_process_in_any_order_whatever_the_global_generator_
 def test_seeds_splits_and_indices_differ():
     specs = [(SPEC, "train", 0), (SPEC, "train", 1), (SPEC, "val", 0), (SPEC.replace("seed=3", "seed=4"), "train", 0)]
     assert len({fingerprint(open_data(spec, split)[index]) for spec, split, index in specs}) == len(specs)
+
+
+def test_upright_shapes_fill_their_boxes_as_their_outlines_say():
+    """Without a turn a whole square fills its box, and a triangle stands on its edge: half of it."""
+    data = open_data("shapes:train=60,val=1,test=1,size=128x128,turn=0", "train")
+    fills: dict[str, list[float]] = {}
+    for sample in map(data.__getitem__, range(len(data))):
+        for box, label, area in zip(sample.boxes, sample.labels, sample.areas, strict=True):
+            share = float(area / ((box[2] - box[0]) * (box[3] - box[1])))
+            fills.setdefault(data.labels[label], []).append(share)
+    assert max(fills["square"]) == pytest.approx(1.0, abs=0.03)
+    assert np.median(fills["triangle"]) == pytest.approx(0.5, abs=0.08)
+    assert np.median(fills["square"]) > np.median(fills["circle"]) > np.median(fills["triangle"])
 
 
 def test_boxes_masks_and_counts_are_sound():

@@ -22,7 +22,7 @@ def open_data(
 ) -> DetectionData:
     """Open one split of a data set.
 
-    path: a VOC or COCO folder, or `shapes` / `shapes:train=400,size=256x256,seed=0` (a folder of that name: ./shapes).
+    path: a VOC or COCO folder, or `shapes` / `shapes:train=400,size=256x256,turn=30` (a folder of that name: ./shapes).
     labels: a checkpoint's labels, background first; classes are mapped to them by name, and one that the checkpoint
     does not know is an error. None: the data's own classes, the same for every split of a VOC folder; pass the training
     split's labels when opening the others. classes: use these classes only; objects of other classes are left out and

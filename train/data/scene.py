@@ -35,15 +35,18 @@ class _Placed:
 
 
 def draw_scene(
-    rng: np.random.Generator, size: tuple[int, int], split: str
+    rng: np.random.Generator, size: tuple[int, int], split: str, turn: float = 180
 ) -> tuple[np.ndarray, list[tuple[str, np.ndarray]]]:
-    """RGB uint8 [H, W, 3] and, from back to front, each shape's name with its visible mask, bool [H, W]."""
+    """RGB uint8 [H, W, 3] and, from back to front, each shape's name with its visible mask, bool [H, W].
+
+    turn: degrees by which a shape leans at most to either side.
+    """
     canvas = _background(rng, size, split)
     count = 0 if rng.random() < EMPTY_SHARE else int(rng.integers(1, MOST_SHAPES + 1))
     placed: list[_Placed] = []
     visible: list[np.ndarray] = []
     for _ in range(count):
-        shape = _place(rng, size, placed, visible)
+        shape = _place(rng, size, math.radians(turn), placed, visible)
         if shape is None:
             continue
         visible = [mask & ~shape.mask for mask in visible] + [shape.mask]
@@ -68,7 +71,11 @@ def _background(rng: np.random.Generator, size: tuple[int, int], split: str) -> 
 
 
 def _place(
-    rng: np.random.Generator, size: tuple[int, int], placed: list[_Placed], visible: list[np.ndarray]
+    rng: np.random.Generator,
+    size: tuple[int, int],
+    turn: float,
+    placed: list[_Placed],
+    visible: list[np.ndarray],
 ) -> _Placed | None:
     """A shape that leaves enough of itself and of every earlier one to be seen, or None after some tries."""
     height, width = size
@@ -78,7 +85,7 @@ def _place(
         radius = 0.5 * min(size) * low * (high / low) ** rng.random()
         margin = 0.6 * radius
         x, y = rng.uniform(margin, width - margin), rng.uniform(margin, height - margin)
-        angle = rng.uniform(0, 2 * math.pi)
+        angle = rng.uniform(-turn, turn)
         reach = 1.35 * radius + 3
         rows = slice(max(0, int(y - reach)), min(height, int(y + reach) + 1))
         columns = slice(max(0, int(x - reach)), min(width, int(x + reach) + 1))

@@ -30,13 +30,17 @@ NAMES = tuple(POLYGONS)
 
 @dataclass(frozen=True)
 class ShapesSpec:
-    """train, val, test: numbers of images. size: height, width in px. seed: any number ≥ 0."""
+    """train, val, test: numbers of images. size: height, width in px. seed: any number ≥ 0.
+
+    turn: degrees, 0 to 180, by which a shape leans at most to either side.
+    """
 
     train: int = 400
     val: int = 80
     test: int = 80
     size: tuple[int, int] = (256, 256)
     seed: int = 0
+    turn: int = 180
 
     def __post_init__(self) -> None:
         if min(self.train, self.val, self.test) < 1:
@@ -45,6 +49,8 @@ class ShapesSpec:
             raise DataError(f"shapes: expected a size between 64x64 and 2048x2048, found {self.size[0]}x{self.size[1]}")
         if self.seed < 0:
             raise DataError(f"shapes: expected a seed ≥ 0, found {self.seed}")
+        if not 0 <= self.turn <= 180:
+            raise DataError(f"shapes: expected a turn from 0 to 180 degrees, found {self.turn}")
 
 
 def is_shapes_spec(path: str | Path) -> bool:
@@ -52,7 +58,7 @@ def is_shapes_spec(path: str | Path) -> bool:
 
 
 def parse_spec(text: str) -> ShapesSpec:
-    """From `shapes` or `shapes:train=400,val=80,test=80,size=256x256,seed=0` (size: height x width)."""
+    """From `shapes` or `shapes:train=400,val=80,test=80,size=256x256,seed=0,turn=180` (size: height x width)."""
     known = tuple(field.name for field in fields(ShapesSpec))
     spec: dict[str, object] = {}
     _, _, settings = text.partition(":")
@@ -101,7 +107,7 @@ class ShapesData:
             raise IndexError(f"shapes has {len(self)} images in {self.split}, found index {index}")
         index %= len(self)
         rng = np.random.default_rng([self.spec.seed, SPLITS.index(self.split), index])
-        pixels, objects = draw_scene(rng, self.spec.size, self.split)
+        pixels, objects = draw_scene(rng, self.spec.size, self.split, self.spec.turn)
         objects = [(kind, mask) for kind, mask in objects if kind in self._label_of]
         boxes = np.array([_box_of(mask) for _, mask in objects], dtype=np.float32).reshape(-1, 4)
         return Sample(
