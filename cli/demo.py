@@ -26,7 +26,7 @@ CONFIG = {
     "backbone": "resnet18", "size": [128, 128], "channels": 64, "representation": 256, "mask_layers": [64, 64],
     "proposals": 300, "detections": 20, "train_proposals": 300, "rois_per_image": 48, "anchors_per_image": 128,
 }  # fmt: skip
-TRAINING = TrainOptions(epochs=5, batch=8, optimizer="adamw", lr=0.003, weight_decay=0.01, evaluate_every=0)
+TRAINING = TrainOptions(epochs=6, batch=8, optimizer="adamw", lr=0.003, weight_decay=0.01, evaluate_every=0)
 PHOTOS = 8
 
 

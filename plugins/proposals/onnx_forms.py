@@ -77,7 +77,8 @@ def _emit_level(op, logits, deltas, anchors, image_sizes, attributes, form):
         op, box_math.emit_take(op, deltas, best), op.Gather(anchors, best), attributes["box_weights"]
     )
     boxes = box_math.emit_clip(op, decoded, image_sizes)
-    scores = op.Sigmoid(logits)
+    # Not Sigmoid: ONNX Runtime's is 0 for all logits below −18, and proposals of a sure net would lose their order.
+    scores = op.Div(1.0, op.Add(op.Exp(op.Neg(logits)), 1.0))
     valid = op.And(
         box_math.emit_large_enough(op, boxes, attributes["min_size"]),
         op.GreaterOrEqual(scores, float(attributes["score_threshold"])),

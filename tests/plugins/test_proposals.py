@@ -178,6 +178,19 @@ def test_saturated_scores_and_exploding_deltas(way):
 
 
 @pytest.mark.parametrize("way", WAYS, ids="-".join)
+def test_very_low_scores_keep_their_order_across_levels(way):
+    """As a trained net has them where there is nothing: all of them near 1e-9, and the best ones of all levels win."""
+    case = Case(anchors=(40, 40, 40), sizes=((97, 131),), post_nms=10, iou=0.9)
+    logits, deltas, anchors, sizes = case.arrays(3)
+    logits = [values / 3 - 20 - level for level, values in enumerate(logits)]
+    expected = case.reference(logits, deltas, anchors, sizes)
+    assert 0 < expected[1].max() < 1e-7
+    found = case.run(way, logits, deltas, anchors, sizes)
+    same(found, expected)
+    np.testing.assert_allclose(found[1], expected[1], rtol=1e-5)
+
+
+@pytest.mark.parametrize("way", WAYS, ids="-".join)
 def test_boxes_outside_the_image_are_dropped(way):
     case = Case(anchors=(6,), sizes=((40, 50), (40, 50)), pre_nms=6, post_nms=6)
     logits, deltas, anchors, sizes = case.arrays()
