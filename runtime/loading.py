@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .backends import Runner
 from .bundle import Artifact, Manifest
 from .errors import BackendError
 from .predictor import Predictor, check_score
+
+if TYPE_CHECKING:
+    from .backends.staged import StageEngine
 
 DEFAULT_MAX_BATCH = 4
 
@@ -31,7 +34,8 @@ def load(
             why not the others); a name takes the first of that backend, and nothing else.
         score_threshold: raises the bundle's score threshold (0…1).
         threads: CPU threads; None takes one per usable physical core.
-        form, precision: only artefacts of this form ("native", "portable") or precision ("fp32", "fp16").
+        form, precision: only artefacts of this form ("staged", "native", "portable") or precision ("fp32", "fp16",
+            "bf16").
 
     Raises:
         BundleError: the folder is no whole bundle, or `score_threshold` is below what it was exported with.
@@ -46,7 +50,7 @@ def load(
         if why is None:
             manifest.verify_files(artifact.files)
             try:
-                runner = _runner(manifest, artifact, threads)
+                runner = runner_for(manifest, artifact, threads)
             except BackendError as error:
                 why = str(error)
                 if backend == "auto":
@@ -69,13 +73,32 @@ def _wanted(artifact: Artifact, backend: str, form: str | None, precision: str |
     return all(value is None or getattr(artifact, name) == value for name, value in asked.items())
 
 
-def _runner(manifest: Manifest, artifact: Artifact, threads: int | None) -> Runner:
-    """A new backend adds its branch here, and its answer to `Manifest.preflight`."""
-    if artifact.backend == "onnxruntime":
+def runner_for(manifest: Manifest, artifact: Artifact, threads: int | None = None) -> Runner:
+    """What executes `artifact`. A new backend adds its branch here, and its answer to `Manifest.preflight`.
+
+    Raises BackendError (the engine refuses it) or BundleError (the artefact is not described as it should be).
+    """
+    if artifact.backend == "onnxruntime" and artifact.form != "staged":
         from .backends.onnxruntime import OnnxRuntimeRunner
 
         return OnnxRuntimeRunner(manifest.path(artifact.files[0]), threads=threads)
+    if artifact.form == "staged":
+        from .backends.staged import StagedRunner
+
+        return StagedRunner(manifest, artifact, _stage_engine(artifact, threads))
     raise BackendError(f"this version of regionrt does not execute the backend {artifact.backend!r}")
+
+
+def _stage_engine(artifact: Artifact, threads: int | None) -> StageEngine:
+    if artifact.backend == "onnxruntime" and artifact.precision == "fp32":
+        from .backends.onnxruntime import OnnxRuntimeStages
+
+        return OnnxRuntimeStages(threads)
+    if artifact.backend == "openvino":
+        from .backends.openvino import OpenVinoStages
+
+        return OpenVinoStages(artifact.precision, threads)
+    raise BackendError(f"this version of regionrt does not execute {artifact}")
 
 
 def _predictor(
