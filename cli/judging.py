@@ -70,14 +70,14 @@ def _autotune(bundles: list[Path], photos: list[Path], seconds: float, threads: 
     for bundle in bundles:
         found[str(bundle)] = autotune(bundle, images, seconds=seconds, threads=threads)
     if as_json:
-        console.print_json({bundle: [row.to_json() for row in rows] for bundle, rows in found.items()})
+        console.print_json({name: [row.to_json() for row in rows] for name, rows in found.items()})
         return
-    for bundle, measured in found.items():
+    for name, measured in found.items():
         rows = [
             [row.backend, row.form, row.precision, f"{row.p50_ms:.1f} ms" if row.p50_ms else f"not here: {row.why_not}"]
             for row in measured
         ]
-        console.table(f"{bundle}: from now on the first is taken here", ["backend", "form", "precision", "p50"], rows)
+        console.table(f"{name}: from now on the first is taken here", ["backend", "form", "precision", "p50"], rows)
 
 
 @verb()

@@ -1,8 +1,7 @@
-"""OpenVINO on the CPU: whole graphs, and the dense stages of the staged form."""
+"""OpenVINO on the CPU: the dense stages of the staged form."""
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -84,37 +83,6 @@ class OpenVinoSession:
             shapes = {name: list(array.shape) for name, array in feeds.items()}
             raise BackendError(f"openvino: failed on {shapes}: {_first_line(error)}") from error
         return {name: _array(request.get_tensor(name)) for name in self._outputs}
-
-
-class OpenVinoRunner:
-    """Runs an ONNX file without functions by the contract of `Runner`. Arguments as of `OpenVinoStages`."""
-
-    name = "openvino"
-
-    def __init__(self, path: str | Path, precision: str, threads: int | None = None) -> None:
-        engine = OpenVinoStages(precision, threads)
-        self.threads = engine.threads
-        self._stage: OpenVinoStage | None = engine.open(Path(path), {"outputs": [], "inputs": [], "shapes": {}})
-        self._idle: list[OpenVinoSession] = []
-        self._lock = threading.Lock()
-
-    def run(self, images: np.ndarray, image_sizes: np.ndarray) -> dict[str, np.ndarray]:
-        with self._lock:
-            stage = self._stage
-            session = self._idle.pop() if self._idle else None
-        if stage is None:
-            raise BackendError("openvino: this predictor is closed; load the bundle again")
-        session = session or stage.session()
-        found = session.run({"images": images, "image_sizes": image_sizes})
-        outputs = {name: value.copy() for name, value in found.items()}
-        with self._lock:
-            self._idle.append(session)
-        return outputs
-
-    def close(self) -> None:
-        with self._lock:
-            self._stage = None
-            self._idle.clear()
 
 
 def cpu_config(core: Any, precision: str, threads: int) -> dict[str, Any]:
