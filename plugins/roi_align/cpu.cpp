@@ -4,6 +4,7 @@
 // their summed weights, neighbouring samples that share a cell merged, and a bin is the sum of a few cells. The maximum
 // is not, and goes sample by sample.
 
+#include "../native/order.h"
 #include "../native/parallel.h"
 #include "../native/regionrt.h"
 #include "../native/scratch.h"
@@ -13,7 +14,7 @@
 namespace regionrt {
 namespace REGIONRT_VARIANT {
 
-constexpr int kRoisPerItem = 4;
+constexpr int kRoisPerItem = 8;
 constexpr int kVectors = 8;                       // accumulators that fit the registers
 constexpr int64_t kBlock = kVectors * kLanes;     // channels at a time
 
@@ -171,10 +172,20 @@ static void largest_bins(const Map& map, const Sample<double>* rows, int32_t row
     }
 }
 
-// out[channel * bins + bin] = in[bin * stride + channel]
+// out[channel * bins + bin] = in[bin * stride + channel], in squares of four where there are as many
 template <class Out>
 static void transpose_bins(const float* in, int64_t stride, int64_t bins, int64_t channels, Out* out) {
-    for (int64_t channel = 0; channel < channels; ++channel) {
+    int64_t channel = 0;
+    for (; channel + 4 <= channels; channel += 4) {
+        int64_t bin = 0;
+        for (; bin + 4 <= bins; bin += 4) {
+            transpose_square(in + bin * stride + channel, stride, out + channel * bins + bin, bins);
+        }
+        for (; bin < bins; ++bin) {
+            for (int64_t c = channel; c < channel + 4; ++c) store_one(out + c * bins + bin, in[bin * stride + c]);
+        }
+    }
+    for (; channel < channels; ++channel) {
         for (int64_t bin = 0; bin < bins; ++bin) store_one(out + channel * bins + bin, in[bin * stride + channel]);
     }
 }
@@ -244,34 +255,64 @@ static bool align_roi(const regionrt_roi_align_call* call, int64_t image, int64_
         compute(0, channels, out, channels);
         return true;
     }
-    for (int64_t first = 0; first < channels; first += kBlock) {  // a block of channels of all bins stays in the L1 cache
-        const int64_t count = smaller(kBlock, channels - first);
-        compute(first, count, space.bins.get(), kBlock);
-        transpose_bins(space.bins.get(), kBlock, bins, count, out + first * bins);
+    // All channels of a bin at once, although they then leave the L1 cache before they are transposed: a map's cell is read
+    // in one piece.
+    compute(0, channels, space.bins.get(), channels);
+    transpose_bins(space.bins.get(), channels, bins, channels, out);
+    return true;
+}
+
+// The order in which RoIs are read: level by level, in bands of the image from left to right. Neighbours share cells, which
+// are then still in the L2 cache: a level's map is far larger.
+static bool order_rois(const regionrt_roi_align_call* call, Scratch<Ranked>& order, int64_t* found) {
+    const int64_t all = (int64_t)call->images * call->rows;
+    Scratch<Ranked> spare(all);
+    if (spare.failed() || !order.resize(all)) return false;
+    int64_t count = 0;
+    for (int64_t image = 0; image < call->images; ++image) {
+        const int64_t first = count;
+        for (int64_t row = 0; row < call->counts[image]; ++row) {
+            const int64_t index = image * call->rows + row;
+            const float* roi = call->rois + 4 * index;
+            const int32_t level = level_of(roi, call->area_thresholds, call->thresholds);
+            const float scale = (float)call->spatial_scales[level];
+            const auto cell = [&](float position, float divisor, float most) {  // NaN: 0
+                position = position * 0.5f * scale / divisor;
+                return (uint32_t)(position > 0.0f ? smaller(position, most) : 0.0f);
+            };
+            const uint32_t band = cell(roi[1] + roi[3], 8.0f, 4095.0f), along = cell(roi[0] + roi[2], 1.0f, 65535.0f);
+            order[count++] = {(uint32_t)level << 28 | band << 16 | along, (int32_t)index};
+        }
+        sort_ranked(order.get() + first, spare.get(), count - first);
     }
+    *found = count;
     return true;
 }
 
 template <class T, class Out>
 static int32_t align(const regionrt_roi_align_call* call) {
     const int64_t rows = call->rows, bins = (int64_t)call->out_height * call->out_width;
-    const int64_t per_image = (rows + kRoisPerItem - 1) / kRoisPerItem;
+    const int64_t size = bins * call->channels;
+    Scratch<Ranked> order(0);
+    int64_t count = 0;
+    if (!order_rois(call, order, &count)) return REGIONRT_NO_MEMORY;
     Failure failure;
     auto few = [&](int64_t item) {
-        const int64_t image = item / per_image, begin = item % per_image * kRoisPerItem;
-        const int64_t end = smaller<int64_t>(begin + kRoisPerItem, rows);
-        const int64_t real = larger<int64_t>(smaller<int64_t>(end, call->counts[image]), begin);
+        const int64_t begin = item * kRoisPerItem, end = smaller<int64_t>(begin + kRoisPerItem, count);
         Workspace space;
-        if (!space.starts.resize(call->out_height + call->out_width + 2) || !space.bins.resize(bins * kBlock)) {
+        if (!space.starts.resize(call->out_height + call->out_width + 2) || !space.bins.resize(bins * call->channels)) {
             return failure.note();
         }
-        for (int64_t row = begin; row < real; ++row) {
-            if (!align_roi<T, Out>(call, image, image * rows + row, space)) return failure.note();
+        for (int64_t i = begin; i < end; ++i) {
+            const int64_t index = order[i].index;
+            if (!align_roi<T, Out>(call, index / rows, index, space)) return failure.note();
         }
-        Out* rest = static_cast<Out*>(call->out) + (image * rows + real) * bins * call->channels;
-        memset(rest, 0, (size_t)((end - real) * bins * call->channels) * sizeof(Out));
     };
-    parallel_for(call->images * per_image, call->threads, few);
+    parallel_for((count + kRoisPerItem - 1) / kRoisPerItem, call->threads, few);
+    for (int64_t image = 0; image < call->images; ++image) {
+        Out* rest = static_cast<Out*>(call->out) + (image * rows + call->counts[image]) * size;
+        memset(rest, 0, (size_t)((rows - call->counts[image]) * size) * sizeof(Out));
+    }
     return failure.noted() ? REGIONRT_NO_MEMORY : 0;
 }
 
