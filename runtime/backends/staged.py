@@ -17,7 +17,8 @@ from regionrt.runtime.bundle import Artifact, Manifest
 from regionrt.runtime.errors import BackendError, BundleError
 
 OUTPUTS = ("num_detections", "boxes", "scores", "labels", "overflow", "masks")
-_BUCKETS = 8  # row counts that an engine sees: it prepares for each anew
+_STEP = 32  # an engine prepares for each number of rows anew: it sees multiples of this, and
+_CHUNK = 256  # at most so many at once: their features then stay in the cache (fc6 of 1000 RoIs: a quarter faster)
 
 
 class StageSession(Protocol):
@@ -214,26 +215,43 @@ class StagedRunner:
         if rows == 0:
             shapes = {name: step["shapes"][name][2:] for name in step["outputs"]}
             return {name: Rows(np.zeros((0, *shape), np.float32), counts) for name, shape in shapes.items()}
-        bucket = bucket_of(rows, slots, len(counts))
-        feeds = {}
-        for name in step["inputs"]:
-            value = values[name]
-            if isinstance(value, Rows):  # RoI features, in memory that reaches beyond them
-                last = name in step["channels_last"]
-                shape = value.data.shape[1:]
-                whole = worker.memory(name, (bucket, *shape), value.data.dtype)
-                if not np.shares_memory(whole, value.data):
-                    whole[:rows] = value.data
-                whole[rows:] = 0
-                feeds[name] = whole if last else whole.reshape(bucket, 1, *shape)
-            else:
-                whole = worker.memory(name, (bucket, 1, *value.shape[2:]), value.dtype)
-                whole[rows:] = 0
-                packed = np.concatenate([value[n, :count] for n, count in enumerate(counts)])
-                whole[:rows] = packed.reshape(rows, 1, *value.shape[2:])
-                feeds[name] = whole
-        found = worker.sessions[step["name"]].run(feeds)
-        return {name: Rows(value[:rows, 0], counts) for name, value in found.items()}
+        bucket = bucket_of(rows, slots * len(counts))
+        whole = {
+            name: self._in_bucket(worker, step, name, values[name], counts, rows, bucket) for name in step["inputs"]
+        }
+        chunks = []
+        for start in range(0, bucket, _CHUNK):
+            found = worker.sessions[step["name"]].run({n: rows[start : start + _CHUNK] for n, rows in whole.items()})
+            chunks.append(found if bucket <= _CHUNK else {name: value.copy() for name, value in found.items()})
+        return {
+            name: Rows(
+                (chunks[0][name] if len(chunks) == 1 else np.concatenate([c[name] for c in chunks]))[:rows, 0], counts
+            )
+            for name in step["outputs"]
+        }
+
+    def _in_bucket(
+        self,
+        worker: _Worker,
+        step: Mapping[str, Any],
+        name: str,
+        value: Any,
+        counts: np.ndarray,
+        rows: int,
+        bucket: int,
+    ) -> np.ndarray:
+        """An input of a stage of rows, as the stage takes it: [bucket, …], zeros behind the real ones."""
+        if isinstance(value, Rows):  # RoI features, in memory that reaches beyond them
+            shape = value.data.shape[1:]
+            whole = worker.memory(name, (bucket, *shape), value.data.dtype)
+            if not np.shares_memory(whole, value.data):
+                whole[:rows] = value.data
+        else:
+            shape = value.shape[2:]
+            whole = worker.memory(name, (bucket, *shape), value.dtype)
+            whole[:rows] = np.concatenate([value[n, :count] for n, count in enumerate(counts)])
+        whole[rows:] = 0
+        return whole if name in step["channels_last"] else whole.reshape(bucket, 1, *shape)
 
     def _slots(self, step: Mapping[str, Any], values: Mapping[str, Any]) -> int:
         """Rows that one image can have at most."""
@@ -259,7 +277,7 @@ class StagedRunner:
         channels = levels[0].shape[-1]
         shape = (*size, channels) if last else (channels, *size)
         rows = int(counts.sum())
-        bucket = bucket_of(rows, rois.shape[1], len(counts))
+        bucket = bucket_of(rows, rois.shape[1] * len(counts))
         memory = worker.memory(name, (bucket, *shape), self._feature_type)
         start = 0
         for image, count in enumerate(counts):
@@ -299,10 +317,11 @@ _OPS: dict[str, Callable[..., dict[str, Any]]] = {
 }
 
 
-def bucket_of(rows: int, slots: int, images: int) -> int:
-    """How many rows a stage runs on for `rows` real ones: a multiple of an eighth of the slots, at least 1."""
-    step = -(-slots // _BUCKETS)
-    return max(min(-(-rows // step) * step, slots * images), 1)
+def bucket_of(rows: int, most: int) -> int:
+    """How many rows a stage runs on for `rows` real ones of at most `most`: one of few numbers, at least 1."""
+    if rows > _CHUNK:
+        return -(-rows // _CHUNK) * _CHUNK
+    return max(min(-(-rows // _STEP) * _STEP, most), 1)
 
 
 def checked_stages(artifact: Artifact) -> tuple[Mapping[str, Any], ...]:

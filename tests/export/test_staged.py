@@ -14,6 +14,7 @@ import regionrt.runtime as rt
 from regionrt.export import ExportOptions, export_bundle, verify
 from regionrt.runtime import native
 from regionrt.runtime.backends import openvino as openvino_backend
+from regionrt.runtime.backends import staged
 from regionrt.runtime.backends.staged import Rows, StagedRunner, bucket_of
 from regionrt.runtime.bundle import Manifest
 from regionrt.runtime.loading import runner_for
@@ -197,9 +198,26 @@ def test_a_stage_file_changed_on_disk(fixed, copy_of):
         rt.load(bundle, backend="onnxruntime", form="staged")
 
 
-@pytest.mark.parametrize(("rows", "bucket"), [(0, 13), (1, 13), (13, 13), (14, 26), (100, 100), (99, 100)])
+@pytest.mark.parametrize(("rows", "bucket"), [(0, 1), (1, 32), (32, 32), (33, 64), (99, 100), (100, 100)])
 def test_rows_are_rounded_up_to_few_numbers(rows, bucket):
-    assert bucket_of(rows, 100, 1) == (bucket if rows else 1)
+    assert bucket_of(rows, 100) == bucket
+
+
+def test_many_rows_go_in_chunks(fixed, monkeypatch):
+    """More rows than go at once: the same as all at once."""
+    wanted = runner_of(fixed, "openvino").run(*placed(fixed, 4))
+    monkeypatch.setattr(staged, "_CHUNK", 16)
+    monkeypatch.setattr(staged, "_STEP", 8)
+    runner, seen = runner_of(fixed, "openvino"), []
+    session = runner._stages["dense_1"].session()
+    run = session.run
+    monkeypatch.setattr(session, "run", lambda feeds: seen.append(len(feeds["roi_features"])) or run(feeds))
+    monkeypatch.setattr(runner._stages["dense_1"], "session", lambda: session)
+    found = runner.run(*placed(fixed, 4))
+    assert set(seen) == {16}
+    assert len(seen) > 2
+    for name, value in wanted.items():
+        np.testing.assert_allclose(found[name], value, atol=1e-4)
 
 
 def test_packed_rows_find_back_to_their_images():
