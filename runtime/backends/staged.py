@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import NoneType
 from typing import Any, Protocol
 
 import numpy as np
@@ -144,7 +145,12 @@ class StagedRunner:
         step = self.steps[number]
         with self._worker() as worker:
             given: dict[str, Any] = {**values, **self._constants}
-            features = {name for stage in self.steps if not stage.get("rows", True) for name in stage["channels_last"]}
+            features = {
+                name
+                for stage in self.steps
+                if "op" not in stage and stage["slots"] is None
+                for name in stage["channels_last"]
+            }
             for name in step["inputs"]:
                 if name in features:
                     last = np.ascontiguousarray(values[name].transpose(0, 2, 3, 1))
@@ -177,7 +183,7 @@ class StagedRunner:
             return outputs
 
     def _made_by_rows(self) -> set[str]:
-        return {name for step in self.steps if step.get("rows") for name in step["outputs"]}
+        return {name for step in self.steps if step.get("slots") is not None for name in step["outputs"]}
 
     def _pooled_channels_last(self, name: str) -> bool:
         return any(name in step.get("channels_last", ()) for step in self.steps)
@@ -203,7 +209,7 @@ class StagedRunner:
     def _step(self, worker: _Worker, step: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
         if "op" in step:
             return _OPS[step["op"]](self, worker, step, values)
-        if step["rows"]:
+        if step["slots"] is not None:
             return self._dense_rows(worker, step, values)
         return worker.sessions[step["name"]].run({name: values[name] for name in step["inputs"]})
 
@@ -211,11 +217,11 @@ class StagedRunner:
         """A stage on rows: packed, and rounded up to one of a few numbers of rows."""
         (counts_name,) = {self._counts_of[name] for name in step["inputs"] if name in self._counts_of}
         counts = values[counts_name]
-        rows, slots = int(counts.sum()), self._slots(step, values)
+        rows = int(counts.sum())
         if rows == 0:
             shapes = {name: step["shapes"][name][2:] for name in step["outputs"]}
             return {name: Rows(np.zeros((0, *shape), np.float32), counts) for name, shape in shapes.items()}
-        bucket = bucket_of(rows, slots * len(counts))
+        bucket = bucket_of(rows, step["slots"] * len(counts))
         whole = {
             name: self._in_bucket(worker, step, name, values[name], counts, rows, bucket) for name in step["inputs"]
         }
@@ -252,12 +258,6 @@ class StagedRunner:
             whole[:rows] = np.concatenate([value[n, :count] for n, count in enumerate(counts)])
         whole[rows:] = 0
         return whole if name in step["channels_last"] else whole.reshape(bucket, 1, *shape)
-
-    def _slots(self, step: Mapping[str, Any], values: Mapping[str, Any]) -> int:
-        """Rows that one image can have at most."""
-        pooled = next(name for name in step["inputs"] if name in self._counts_of)
-        op = next(s for s in self.steps if "op" in s and pooled in s["outputs"])
-        return int(values[op["inputs"][-2]].shape[1])
 
     def _proposals(self, worker: _Worker, step: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
         *levels, sizes = (values[name] for name in step["inputs"])
@@ -324,13 +324,22 @@ def bucket_of(rows: int, most: int) -> int:
     return max(min(-(-rows // _STEP) * _STEP, most), 1)
 
 
+def usual_shapes(stage: Mapping[str, Any]) -> dict[str, list[int | None]]:
+    """The shapes of a stage's inputs for one image, all of its slots in use; None where a dynamic canvas decides."""
+    if stage["slots"] is None:
+        first = 1
+    else:
+        first = min(bucket_of(stage["slots"], stage["slots"]), _CHUNK)
+    return {name: [first, *stage["shapes"][name][1:]] for name in stage["inputs"]}
+
+
 def checked_stages(artifact: Artifact) -> tuple[Mapping[str, Any], ...]:
     """The dense stages of a staged artefact. BundleError where the manifest does not describe them as it should."""
-    wanted = {"name": str, "file": str, "inputs": list, "outputs": list, "shapes": dict, "rows": bool,
+    wanted: dict[str, Any] = {"name": str, "file": str, "inputs": list, "outputs": list, "shapes": dict, "slots": (int, NoneType),
               "channels_last": list}  # fmt: skip
     for stage in artifact.stages:
         for key, kind in wanted.items():
-            if not isinstance(stage, Mapping) or not isinstance(stage.get(key), kind):
+            if not isinstance(stage, Mapping) or key not in stage or not isinstance(stage[key], kind):
                 raise BundleError(f"manifest: stages: expected {key} of each stage; export the bundle again")
         if stage["file"] not in artifact.files:
             raise BundleError(f"manifest: stages: {stage['file']!r} is none of the artefact's files")

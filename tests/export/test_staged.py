@@ -175,7 +175,7 @@ def manifest_with(bundle, change) -> None:
         (lambda a: a["ops_between"][0].update(op="RegionTelepathy"), "knows no op 'RegionTelepathy'"),
         (lambda a: a["ops_between"].pop(1), "nothing gives .*roi_features"),
         (lambda a: a["stages"][0].update(file="/etc/passwd"), "none of the artefact's files"),
-        (lambda a: a["stages"][0].pop("rows"), "expected rows of each stage"),
+        (lambda a: a["stages"][0].pop("slots"), "expected slots of each stage"),
         (lambda a: a["ops_between"][0].update(inputs="all"), "RegionProposals is not whole"),
     ],
 )
