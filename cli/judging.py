@@ -31,11 +31,17 @@ def bench(
     fresh: Annotated[bool, typer.Option(help="load time and memory, in a new process for each candidate")] = True,
     device: Annotated[str, typer.Option(help="PyTorch's: cpu or cuda")] = "cpu",
     compile_seconds: Annotated[float, typer.Option(help="most for each torch.compile; 0: do not try")] = 120.0,
+    suite: Annotated[
+        str | None, typer.Option(help="instead of bundles: ops (single ops beside torchvision, ONNX Runtime, OpenVINO)")
+    ] = None,
     model: Model = None,
     labels: Labels = None,
     as_json: AsJson = False,
 ) -> None:
     """Latency and accuracy of bundles beside PyTorch, interleaved in one run; writes one report."""
+    if suite is not None:
+        _run_suite(suite, out, bundles, as_json)
+        return
     from regionrt.bench.report import BenchOptions, render
     from regionrt.bench.report import bench as run
 
@@ -48,6 +54,28 @@ def bench(
         report = run(bundles or [], source, data, options, progress=tell)
     files = render(report, out)
     _print_report(report, files[-1], as_json)
+
+
+def _run_suite(suite: str, out: Path, bundles: list[Path] | None, as_json: bool) -> None:
+    if suite != "ops" or bundles:
+        raise typer.BadParameter(
+            f"expected --suite ops, and no bundles with it, found {suite!r} and {bundles or 'none'}"
+        )
+    from regionrt.bench.suites.ops import run_ops, write
+
+    with console.steps("bench") as tell:
+        report = run_ops(progress=tell)
+    files = write(report, out)
+    if as_json:
+        console.print_json(report.to_json())
+        return
+    rows = [
+        [row.name, name, f"{median:.2f}", f"{row.times_faster[name]:.1f}×" if name in row.times_faster else ""]
+        for row in report.rows
+        for name, median in row.median_ms.items()
+    ]
+    console.table(f"single ops, {report.threads} threads", ["op", "library", "p50 ms", "ours is faster"], rows)
+    console.out.print(f"report: {files[-1]}", markup=False, soft_wrap=True)
 
 
 @verb()
