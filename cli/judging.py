@@ -19,7 +19,12 @@ def bench(
         list[Path] | None, typer.Argument(metavar="[BUNDLE…]", help="may be none: PyTorch alone")
     ] = None,
     *,
-    out: Annotated[Path, typer.Option(metavar="REPORT", help="folder for report.json, report.md, report.html")],
+    out: Annotated[
+        Path | None, typer.Option(metavar="REPORT", help="folder for report.json, report.md, report.html")
+    ] = None,
+    autotune: Annotated[
+        bool, typer.Option("--autotune", help="only find each bundle's fastest artefact here, and keep that")
+    ] = False,
     checkpoint: Annotated[Path | None, typer.Option(help="the PyTorch baseline")] = None,
     data: Annotated[str | None, typer.Option("--data", metavar="DIR", help="without it: latency only")] = None,
     split: str = "test",
@@ -31,17 +36,16 @@ def bench(
     fresh: Annotated[bool, typer.Option(help="load time and memory, in a new process for each candidate")] = True,
     device: Annotated[str, typer.Option(help="PyTorch's: cpu or cuda")] = "cpu",
     compile_seconds: Annotated[float, typer.Option(help="most for each torch.compile; 0: do not try")] = 120.0,
-    suite: Annotated[
-        str | None, typer.Option(help="instead of bundles: ops (single ops beside torchvision, ONNX Runtime, OpenVINO)")
-    ] = None,
     model: Model = None,
     labels: Labels = None,
     as_json: AsJson = False,
 ) -> None:
     """Latency and accuracy of bundles beside PyTorch, interleaved in one run; writes one report."""
-    if suite is not None:
-        _run_suite(suite, out, bundles, as_json)
+    if autotune:
+        _autotune(bundles or [], image or [], seconds, threads, as_json)
         return
+    if out is None:
+        raise typer.BadParameter("--out REPORT is missing: the folder that the report is written to")
     from regionrt.bench.report import BenchOptions, render
     from regionrt.bench.report import bench as run
 
@@ -56,26 +60,24 @@ def bench(
     _print_report(report, files[-1], as_json)
 
 
-def _run_suite(suite: str, out: Path, bundles: list[Path] | None, as_json: bool) -> None:
-    if suite != "ops" or bundles:
-        raise typer.BadParameter(
-            f"expected --suite ops, and no bundles with it, found {suite!r} and {bundles or 'none'}"
-        )
-    from regionrt.bench.suites.ops import run_ops, write
+def _autotune(bundles: list[Path], photos: list[Path], seconds: float, threads: int | None, as_json: bool) -> None:
+    from regionrt.runtime import autotune, read_image
 
-    with console.steps("bench") as tell:
-        report = run_ops(progress=tell)
-    files = write(report, out)
+    if not bundles:
+        raise typer.BadParameter("--autotune: expected at least one bundle")
+    images = [read_image(path) for path in photos] or None
+    found = {}
+    for bundle in bundles:
+        found[str(bundle)] = autotune(bundle, images, seconds=seconds, threads=threads)
     if as_json:
-        console.print_json(report.to_json())
+        console.print_json({name: [row.to_json() for row in rows] for name, rows in found.items()})
         return
-    rows = [
-        [row.name, name, f"{median:.2f}", f"{row.times_faster[name]:.1f}×" if name in row.times_faster else ""]
-        for row in report.rows
-        for name, median in row.median_ms.items()
-    ]
-    console.table(f"single ops, {report.threads} threads", ["op", "library", "p50 ms", "ours is faster"], rows)
-    console.out.print(f"report: {files[-1]}", markup=False, soft_wrap=True)
+    for name, measured in found.items():
+        rows = [
+            [row.backend, row.form, row.precision, f"{row.p50_ms:.1f} ms" if row.p50_ms else f"not here: {row.why_not}"]
+            for row in measured
+        ]
+        console.table(f"{name}: from now on the first is taken here", ["backend", "form", "precision", "p50"], rows)
 
 
 @verb()
@@ -87,7 +89,7 @@ def deploy(
     rank: Annotated[
         str | None, typer.Option(metavar="fc6=1024,fc7=256", help="split layers by truncated SVD first")
     ] = None,
-    precision: Annotated[str, typer.Option(help="fp32 or fp16")] = "fp32",
+    precision: Annotated[str, typer.Option(help="fp32, fp16 or bf16; see export")] = "fp32",
     size: Size = None,
     dynamic: Annotated[bool, typer.Option("--dynamic", help="any size up to --size, in steps of the stride")] = False,
     proposals: Annotated[int | None, typer.Option(help="most proposals of an image")] = None,

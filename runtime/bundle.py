@@ -22,7 +22,8 @@ TASKS = ("detection", "instance-segmentation")
 MAX_TEXT_BYTES = 16 * 1024 * 1024
 """Largest manifest or label file that is read into memory."""
 THRESHOLDS = ("score", "nms", "detections", "proposals", "proposal_nms", "candidates")
-RUNNABLE_FORMS = ("native", "portable")
+RUNNABLE = {"onnxruntime": ("native", "portable", "staged"), "openvino": ("staged",)}
+"""Forms that each backend executes."""
 _ENGINE_LIBRARIES = {"tensorrt-rtx": "tensorrt_rtx", "tensorrt": "tensorrt"}
 _REQUIRED = {"format", "task", "model", "labels_file", "canvas", "thresholds", "files", "artifacts"}
 
@@ -182,11 +183,12 @@ class Manifest:
 
     def preflight(self, artifact: Artifact) -> str | None:
         """Why `artifact` cannot run on this machine with this version of regionrt, in one phrase; None if it can."""
-        if artifact.backend == "onnxruntime":
-            if artifact.form not in RUNNABLE_FORMS:
-                return f"this version of regionrt does not execute the form {artifact.form!r} in ONNX Runtime"
-            if find_spec("onnxruntime") is None:
-                return "the library onnxruntime is not installed (pip install 'regionrt[ort]')"
+        if artifact.backend in RUNNABLE:
+            if artifact.form not in RUNNABLE[artifact.backend]:
+                return f"this version of regionrt does not execute the form {artifact.form!r} in {artifact.backend}"
+            if find_spec(artifact.backend) is None:
+                extra = {"onnxruntime": "ort"}.get(artifact.backend, artifact.backend)
+                return f"the library {artifact.backend} is not installed (pip install 'regionrt[{extra}]')"
             return None
         if artifact.backend in _ENGINE_LIBRARIES:
             return _why_no_engine(artifact)

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .backends import Runner
 from .bundle import Artifact, Manifest
 from .errors import BackendError
 from .predictor import Predictor, check_score
+from .tuning import in_measured_order
+
+if TYPE_CHECKING:
+    from .backends.staged import StageEngine
 
 DEFAULT_MAX_BATCH = 4
 
@@ -27,11 +31,13 @@ def load(
 
     Args:
         path: the bundle, a folder with manifest.json.
-        backend: "auto" takes the manifest's first artefact that runs on this machine (`predict.about` says which, and
-            why not the others); a name takes the first of that backend, and nothing else.
+        backend: "auto" takes the first artefact that runs on this machine (`predict.about` says which, and why not the
+            others), in the order that `autotune` measured here, else in the manifest's; a name takes the first of that
+            backend, and nothing else.
         score_threshold: raises the bundle's score threshold (0…1).
         threads: CPU threads; None takes one per usable physical core.
-        form, precision: only artefacts of this form ("native", "portable") or precision ("fp32", "fp16").
+        form, precision: only artefacts of this form ("staged", "native", "portable") or precision ("fp32", "fp16",
+            "bf16").
 
     Raises:
         BundleError: the folder is no whole bundle, or `score_threshold` is below what it was exported with.
@@ -39,14 +45,16 @@ def load(
     """
     manifest = Manifest.read(path)
     check_score(score_threshold, manifest.thresholds["score"])
-    wanted = [artifact for artifact in manifest.artifacts if _wanted(artifact, backend, form, precision)]
+    measured = in_measured_order(manifest)
+    ordered = manifest.artifacts if measured is None else measured
+    wanted = [artifact for artifact in ordered if _wanted(artifact, backend, form, precision)]
     skipped: list[dict[str, Any]] = []
     for place, artifact in enumerate(wanted):
         why = manifest.preflight(artifact)
         if why is None:
             manifest.verify_files(artifact.files)
             try:
-                runner = _runner(manifest, artifact, threads)
+                runner = runner_for(manifest, artifact, threads)
             except BackendError as error:
                 why = str(error)
                 if backend == "auto":
@@ -55,7 +63,8 @@ def load(
                 later = [
                     _left_out(a, manifest.preflight(a) or "comes later in the bundle") for a in wanted[place + 1 :]
                 ]
-                return _predictor(manifest, artifact, runner, score_threshold, skipped + later)
+                about = {"order": "the bundle's" if measured is None else "autotune's", "skipped": skipped + later}
+                return _predictor(manifest, artifact, runner, score_threshold, about)
         skipped.append(_left_out(artifact, why))
     raise BackendError(_nothing_runs(manifest, backend, form, precision, skipped))
 
@@ -69,17 +78,36 @@ def _wanted(artifact: Artifact, backend: str, form: str | None, precision: str |
     return all(value is None or getattr(artifact, name) == value for name, value in asked.items())
 
 
-def _runner(manifest: Manifest, artifact: Artifact, threads: int | None) -> Runner:
-    """A new backend adds its branch here, and its answer to `Manifest.preflight`."""
-    if artifact.backend == "onnxruntime":
+def runner_for(manifest: Manifest, artifact: Artifact, threads: int | None = None) -> Runner:
+    """What executes `artifact`. A new backend adds its branch here, and its answer to `Manifest.preflight`.
+
+    Raises BackendError (the engine refuses it) or BundleError (the artefact is not described as it should be).
+    """
+    if artifact.backend == "onnxruntime" and artifact.form != "staged":
         from .backends.onnxruntime import OnnxRuntimeRunner
 
         return OnnxRuntimeRunner(manifest.path(artifact.files[0]), threads=threads)
+    if artifact.form == "staged":
+        from .backends.staged import StagedRunner
+
+        return StagedRunner(manifest, artifact, _stage_engine(artifact, threads))
     raise BackendError(f"this version of regionrt does not execute the backend {artifact.backend!r}")
 
 
+def _stage_engine(artifact: Artifact, threads: int | None) -> StageEngine:
+    if artifact.backend == "onnxruntime" and artifact.precision == "fp32":
+        from .backends.onnxruntime import OnnxRuntimeStages
+
+        return OnnxRuntimeStages(threads)
+    if artifact.backend == "openvino":
+        from .backends.openvino import OpenVinoStages
+
+        return OpenVinoStages(artifact.precision, threads)
+    raise BackendError(f"this version of regionrt does not execute {artifact}")
+
+
 def _predictor(
-    manifest: Manifest, artifact: Artifact, runner: Runner, score_threshold: float | None, skipped: list[dict[str, Any]]
+    manifest: Manifest, artifact: Artifact, runner: Runner, score_threshold: float | None, how: dict[str, Any]
 ) -> Predictor:
     about = {
         "bundle": str(manifest.folder),
@@ -89,7 +117,7 @@ def _predictor(
         "precision": artifact.precision,
         "files": list(artifact.files),
         "threads": getattr(runner, "threads", None),
-        "skipped": skipped,
+        **how,
     }
     return Predictor(
         runner,

@@ -90,23 +90,20 @@ class OpsReport:
         return "\n".join([*lines, ""])
 
 
-def run_ops(seconds: float = 1.0, only: str = "", progress: Callable[[str, float], None] | None = None) -> OpsReport:
-    """Measures every case whose name contains `only`, `seconds` each (at least five rounds).
-
-    progress: told the case's name, and the share of the cases that is done.
-    """
+def run_ops(seconds: float = 1.0, only: str = "", progress: Callable[[str], None] | None = None) -> OpsReport:
+    """Measures every case whose name contains `only`, `seconds` each (at least five rounds)."""
     threads = usable_cores()
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     rows = []
     try:
         with torch.inference_mode():
-            for done, make in enumerate(CASES):
+            for make in CASES:
                 for case in make(threads):
                     if only and only not in case.name:
                         continue
                     if progress:
-                        progress(case.name, done / len(CASES))
+                        progress(case.name)
                     rows.append(_measured(case, seconds))
     finally:
         torch.set_num_threads(before)

@@ -9,7 +9,7 @@ from ..resize.reference import linear_tap
 def paste_mask(
     roi_mask: np.ndarray, box: np.ndarray, image_size: tuple[int, int], threshold: float = 0.5
 ) -> np.ndarray:
-    """`roi_mask` float32 [M, M] (probabilities), `box` float32 [4] (xyxy, photo px) -> uint8 [H, W], 1 above `threshold`
+    """`roi_mask` float32 [M, M] (probabilities), `box` float32 [4] (photo px) -> uint8 [H, W], 1 above `threshold`
 
     The mask gets a frame of zeros one cell wide, the box is enlarged by (M + 2) / M about its centre, its corners cut
     to whole pixels; the framed mask is resized to it bilinearly (half-pixel centres), first across, then down, each

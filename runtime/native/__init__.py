@@ -8,6 +8,7 @@ baseline, NumPy) changes it in the last bits of `roi_align` only.
 
 from __future__ import annotations
 
+from .arrays import narrowed, widened
 from .bilinear import resize_bilinear
 from .detections import DetectionArrays, detections
 from .library import About, about, usable_variants, using
@@ -22,6 +23,7 @@ __all__ = [
     "Proposals",
     "about",
     "detections",
+    "narrowed",
     "nms",
     "paste_crops",
     "paste_masks",
@@ -31,4 +33,5 @@ __all__ = [
     "roi_align",
     "usable_variants",
     "using",
+    "widened",
 ]

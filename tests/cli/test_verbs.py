@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from regionrt.cli import run
+from regionrt.runtime import load
 from regionrt.runtime.bundle import Manifest
 
 
@@ -34,7 +35,7 @@ def test_the_road_step_by_step(checkpoint: Path, data: str, tmp_path: Path, capf
     arguments = ["verify", str(bundle), "--checkpoint", str(small), "--data", data, "--images", "4", "--batch", "1,3"]
     assert run([*arguments, "--json"]) == 0
     verdicts = json.loads(capfd.readouterr().out)
-    assert [v["form"] for v in verdicts] == ["native", "portable"]
+    assert [v["form"] for v in verdicts] == ["staged", "staged", "native", "portable"]
     assert all(v["passed"] and v["images"] == 4 for v in verdicts)
     assert [e["batch"] for e in verdicts[0]["end_to_end"]] == [1, 3]
 
@@ -45,7 +46,7 @@ def test_the_road_step_by_step(checkpoint: Path, data: str, tmp_path: Path, capf
     assert run(["eval", str(bundle), "--data", data, "--json"]) == 0
     found = json.loads(capfd.readouterr().out)
     assert found["images"] == 12
-    assert found["about"]["backend"] == "onnxruntime"
+    assert (found["about"]["backend"], found["about"]["form"]) == ("openvino", "staged")
 
 
 def test_bench_writes_a_report(checkpoint: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -54,6 +55,23 @@ def test_bench_writes_a_report(checkpoint: Path, tmp_path: Path, capfd: pytest.C
     assert run([*arguments, "--seconds", "0.5", "--compile-seconds", "0", "--batch", "1", "--no-fresh"]) == 0
     assert {"report.json", "report.md", "report.html"} <= {p.name for p in (tmp_path / "report").iterdir()}
     assert "PyTorch" in capfd.readouterr().out
+
+
+def test_autotune_keeps_the_order_of_this_machine(
+    checkpoint: Path, tmp_path: Path, monkeypatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    bundle = tmp_path / "bundle"
+    assert run(["export", str(checkpoint), "--out", str(bundle)]) == 0
+    capfd.readouterr()
+    assert run(["bench", str(bundle), "--autotune", "--seconds", "0.5", "--json"]) == 0
+    rows = json.loads(capfd.readouterr().out)[str(bundle)]
+    medians = [row["p50_ms"] for row in rows]
+    assert medians == sorted(medians)
+    with load(bundle) as predict:
+        assert (predict.about["backend"], predict.about["form"]) == (rows[0]["backend"], rows[0]["form"])
+        assert predict.about["order"] == "autotune's"
+    assert run(["bench", str(bundle)]) == 2, "neither a report nor autotune is asked for"
 
 
 def test_the_shown_command_reproduces_training(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
