@@ -128,45 +128,65 @@ static inline Floats greatest(Floats a, Floats b) {
 
 static inline float greatest(float a, float b) { return b > a || b != b ? b : a; }
 
+// The samples of one axis that are inside the map: those of bin b are samples[starts[b] … starts[b + 1] − 1].
+struct Inside {
+    const Sample<double>* samples;
+    const int32_t* starts;
+    int32_t wanted;  // per bin, with those outside, which are zero
+};
+
+static Inside list_inside(const Axis<double>& axis, int32_t bins, int32_t size, Sample<double>* samples, int32_t* starts) {
+    int32_t count = 0;
+    for (int32_t bin = 0; bin < bins; ++bin) {
+        starts[bin] = count;
+        for (int32_t index = 0; index < axis.samples; ++index) {
+            const Sample<double> sample = sample_at(axis, bin, index, size);
+            if (sample.inside) samples[count++] = sample;
+        }
+    }
+    starts[bins] = count;
+    return {samples, starts, axis.samples};
+}
+
 template <class Value, class T, class Load>
-static inline Value largest_sample(const T* cells, int64_t row_stride, int64_t channels, const Sample<double>* rows,
-                                   int32_t row_count, const Sample<double>* columns, int32_t column_count, Load load_at) {
-    Value best = {};
-    for (int32_t r = 0; r < row_count; ++r) {
-        for (int32_t c = 0; c < column_count; ++c) {
-            Value value = {};
-            if (rows[r].inside && columns[c].inside) {
-                const float dy = (float)rows[r].weight, dx = (float)columns[c].weight;
-                const float up = (float)(1 - rows[r].weight), left = (float)(1 - columns[c].weight);
-                const T *upper = cells + rows[r].low * row_stride, *lower = cells + rows[r].high * row_stride;
-                const int64_t low = columns[c].low * channels, high = columns[c].high * channels;
-                value = (load_at(upper + low) * left + load_at(upper + high) * dx) * up +
-                        (load_at(lower + low) * left + load_at(lower + high) * dx) * dy;
-            }
-            best = r + c == 0 ? value : greatest(best, value);
+static inline Value largest_sample(const T* cells, int64_t row_stride, int64_t channels, const Inside& rows, int32_t i,
+                                   const Inside& columns, int32_t j, Load load_at) {
+    const int32_t row_end = rows.starts[i + 1], column_end = columns.starts[j + 1];
+    bool first = row_end - rows.starts[i] == rows.wanted && column_end - columns.starts[j] == columns.wanted;
+    Value best = {};  // zero is among the samples unless all are inside
+    for (int32_t r = rows.starts[i]; r < row_end; ++r) {
+        const Sample<double>& down = rows.samples[r];
+        const T *upper = cells + down.low * row_stride, *lower = cells + down.high * row_stride;
+        const float dy = (float)down.weight, up = (float)(1 - down.weight);
+        for (int32_t c = columns.starts[j]; c < column_end; ++c) {
+            const Sample<double>& across = columns.samples[c];
+            const float dx = (float)across.weight, left = (float)(1 - across.weight);
+            const int64_t low = across.low * channels, high = across.high * channels;
+            const Value value = (load_at(upper + low) * left + load_at(upper + high) * dx) * up +
+                                (load_at(lower + low) * left + load_at(lower + high) * dx) * dy;
+            best = first ? value : greatest(best, value);
+            first = false;
         }
     }
     return best;
 }
 
-// As `average_bins`, the maximum. `rows` and `columns` hold the samples of all bins.
+// As `average_bins`, the maximum.
 template <class T, class Out>
-static void largest_bins(const Map& map, const Sample<double>* rows, int32_t row_count, const Sample<double>* columns,
-                         int32_t column_count, int32_t height, int32_t width, int64_t first, int64_t count, Out* out,
-                         int64_t stride) {
+static void largest_bins(const Map& map, const Inside& rows, const Inside& columns, int32_t height, int32_t width,
+                         int64_t first, int64_t count, Out* out, int64_t stride) {
     const int64_t channels = map.channels, row_stride = map.width * channels;
     const T* cells = static_cast<const T*>(map.cells) + first;
     for (int32_t i = 0; i < height; ++i) {
         for (int32_t j = 0; j < width; ++j, out += stride) {
-            const Sample<double>*row = rows + i * row_count, *column = columns + j * column_count;
             int64_t c = 0;
             for (; c + kLanes <= count; c += kLanes) {
-                store(out + c, largest_sample<Floats>(cells + c, row_stride, channels, row, row_count, column,
-                                                      column_count, [](const T* at) { return load(at); }));
+                store(out + c, largest_sample<Floats>(cells + c, row_stride, channels, rows, i, columns, j,
+                                                      [](const T* at) { return load(at); }));
             }
             for (; c < count; ++c) {
-                store_one(out + c, largest_sample<float>(cells + c, row_stride, channels, row, row_count, column,
-                                                         column_count, [](const T* at) { return load_one(at); }));
+                store_one(out + c, largest_sample<float>(cells + c, row_stride, channels, rows, i, columns, j,
+                                                         [](const T* at) { return load_one(at); }));
             }
         }
     }
@@ -225,28 +245,21 @@ static bool align_roi(const regionrt_roi_align_call* call, int64_t image, int64_
     }
     const int64_t down_all = (int64_t)height * down.samples, across_all = (int64_t)width * across.samples;
     if (!space.fit(down_all + across_all, call->maximum)) return false;
+    int32_t *row_starts = space.starts.get(), *column_starts = row_starts + height + 1;
     Taps rows = {}, columns = {};
-    Sample<double>*row_samples = nullptr, *column_samples = nullptr;
+    Inside row_samples = {}, column_samples = {};
     if (call->maximum) {
-        row_samples = space.samples.get();
-        column_samples = row_samples + down_all;
-        for (int64_t i = 0; i < down_all; ++i) {
-            row_samples[i] = sample_at(down, (int32_t)(i / down.samples), (int32_t)(i % down.samples), map.height);
-        }
-        for (int64_t i = 0; i < across_all; ++i) {
-            column_samples[i] =
-                sample_at(across, (int32_t)(i / across.samples), (int32_t)(i % across.samples), map.width);
-        }
+        row_samples = list_inside(down, height, map.height, space.samples.get(), row_starts);
+        column_samples = list_inside(across, width, map.width, space.samples.get() + down_all, column_starts);
     } else {
-        rows = {space.taps.get(), space.starts.get()};
-        columns = {rows.taps + 2 * down_all, rows.starts + height + 1};
+        rows = {space.taps.get(), row_starts};
+        columns = {space.taps.get() + 2 * down_all, column_starts};
         list_taps(down, height, map.height, rows);
         list_taps(across, width, map.width, columns);
     }
     auto compute = [&](int64_t first, int64_t count, auto* to, int64_t stride) {
         if (call->maximum) {
-            largest_bins<T>(map, row_samples, down.samples, column_samples, across.samples, height, width, first, count,
-                            to, stride);
+            largest_bins<T>(map, row_samples, column_samples, height, width, first, count, to, stride);
         } else {
             average_bins<T>(map, rows, columns, height, width, first, count, to, stride);
         }
