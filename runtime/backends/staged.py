@@ -335,8 +335,15 @@ def usual_shapes(stage: Mapping[str, Any]) -> dict[str, list[int | None]]:
 
 def checked_stages(artifact: Artifact) -> tuple[Mapping[str, Any], ...]:
     """The dense stages of a staged artefact. BundleError where the manifest does not describe them as it should."""
-    wanted: dict[str, Any] = {"name": str, "file": str, "inputs": list, "outputs": list, "shapes": dict, "slots": (int, NoneType),
-              "channels_last": list}  # fmt: skip
+    wanted: dict[str, Any] = {
+        "name": str,
+        "file": str,
+        "inputs": list,
+        "outputs": list,
+        "shapes": dict,
+        "slots": (int, NoneType),
+        "channels_last": list,
+    }
     for stage in artifact.stages:
         for key, kind in wanted.items():
             if not isinstance(stage, Mapping) or key not in stage or not isinstance(stage[key], kind):
