@@ -95,6 +95,15 @@ def test_without_the_compiled_ops_numpy_computes_the_same(fixed):
     np.testing.assert_allclose(found["boxes"], wanted["boxes"], atol=1e-3)
 
 
+def test_where_numpy_computes_the_ops_a_whole_graph_goes_first(fixed):
+    with rt.load(fixed.bundle) as predict:
+        assert predict.about["form"] == "staged"
+    with native.using("numpy"), rt.load(fixed.bundle) as predict:
+        assert predict.about["form"] == "native"
+    with native.using("numpy"), rt.load(fixed.bundle, form="staged") as predict:
+        assert predict.about["form"] == "staged"
+
+
 @pytest.mark.parametrize("backend", ENGINES)
 def test_a_closed_runner_says_so(fixed, backend):
     runner = runner_of(fixed, backend)
