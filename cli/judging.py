@@ -12,7 +12,7 @@ import typer
 
 from . import console
 from .app import verb
-from .arguments import AsJson, Data, Labels, Model, Size, checkpoint_from
+from .arguments import AsJson, Classes, Data, Labels, Model, Size, checkpoint_from
 from .values import names_from, ranks_from, size_from, sizes_from
 
 
@@ -31,6 +31,7 @@ def bench(
     checkpoint: Annotated[Path | None, typer.Option(help="the PyTorch baseline")] = None,
     data: Annotated[str | None, typer.Option("--data", metavar="DIR", help="without it: latency only")] = None,
     split: str = "test",
+    classes: Classes = None,
     seconds: Annotated[float, typer.Option(help="of interleaved measurement")] = 30.0,
     threads: Annotated[int | None, typer.Option(help="CPU threads of every candidate")] = None,
     batch: Annotated[int, typer.Option(help="throughput at this batch size too; 1: not")] = 4,
@@ -81,7 +82,8 @@ def bench(
     from regionrt.bench.report import bench as run
 
     options = BenchOptions(
-        split=split, seconds=seconds, threads=threads, batch=batch, images=tuple(map(str, image or ())),
+        split=split, classes=names_from(classes), seconds=seconds, threads=threads, batch=batch,
+        images=tuple(map(str, image or ())),
         max_images=max_images, device=device, compile_seconds=compile_seconds, fresh=fresh,
     )  # fmt: skip
     source = checkpoint_from(checkpoint, model, labels) if checkpoint else None
@@ -130,6 +132,7 @@ def deploy(
         list[str] | None, typer.Option(help="tensorrt-rtx, tensorrt or none; default: what is installed")
     ] = None,
     split: Annotated[str, typer.Option(help="on which the contract is judged")] = "test",
+    classes: Classes = None,
     seconds: Annotated[float, typer.Option(help="of interleaved measurement")] = 30.0,
     verify_images: Annotated[int, typer.Option(help="how many images to verify on")] = 32,
     compile_seconds: Annotated[
@@ -154,7 +157,9 @@ def deploy(
             precision=precision, size=size_from(size), dynamic=dynamic, score=score, proposals=proposals,
             detections=detections,
         ),
-        bench=BenchOptions(split=split, seconds=seconds, compile_seconds=compile_seconds),
+        bench=BenchOptions(
+            split=split, classes=names_from(classes), seconds=seconds, compile_seconds=compile_seconds
+        ),
         targets=None if target is None else tuple(name for name in target if name != "none"),
         verify_images=verify_images,
     )  # fmt: skip
