@@ -3,10 +3,13 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+NATIVE := runtime/native/libregionrt.so
+NATIVE_SOURCES := $(wildcard plugins/*.h plugins/*/*.h plugins/*/*.cpp) plugins/native/build.py
 
-.PHONY: help setup demo test lint format constraints clean
+.PHONY: help setup native demo test lint format constraints clean
 
 help:
+	@echo "make native       the CPU ops, compiled anew where their sources changed (needs a C++ compiler)"
 	@echo "make demo         the whole road on data it makes itself; the results go to demo/"
 	@echo "make test         all tests"
 	@echo "make lint         ruff and mypy"
@@ -25,10 +28,17 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[all]"
 	@touch $(READY)
 
+native: $(NATIVE)
+
+$(NATIVE): $(NATIVE_SOURCES)
+	@$(PYTHON) plugins/native/build.py
+
 demo: $(READY)
 	$(BIN)/regionrt demo --out demo
 
+# Without a compiler the tests of the compiled ops cannot run, the others can.
 test: $(READY)
+	-@$(MAKE) --no-print-directory native
 	$(BIN)/python -m pytest
 
 lint: $(READY)
@@ -49,4 +59,4 @@ constraints:
 	@rm -f .pins .resolved
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(NATIVE) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

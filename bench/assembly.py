@@ -126,7 +126,8 @@ def _title(model: str, data: DataFacts | None, rows: Sequence[Candidate]) -> str
     parts = ["PyTorch"] if any(row.kind == "torch" for row in rows) else []
     if artefacts:
         parts.append(f"{artefacts} artefact{'' if artefacts == 1 else 's'}")
-    return f"{model}{f' on {data.name}' if data else ''}: {' and '.join(parts)}"
+    where = f" on {data.name.partition(':')[0]}" if data else ""  # `shapes:train=400,…`: the subtitle has it whole
+    return f"{model}{where}: {' and '.join(parts)}"
 
 
 def _accuracy_note(found: Measured) -> str:

@@ -69,7 +69,7 @@ def deploy(
         bundle = Path(scratch) / Path(out).absolute().name  # its name stands in the report
         exported = compress(checkpoint) if compress else checkpoint
         export_bundle(exported, bundle, options.export, progress=_part(tell, "export"))
-        targets = options.targets if options.targets is not None else _targets_here()
+        targets = options.targets if options.targets is not None else _targets_here(options.export)
         for target in targets:
             build_engines(bundle, target, options.build, _part(tell, "build"))
         samples = open_data(data, options.bench.split, checkpoint.labels)
@@ -111,8 +111,9 @@ def _part(tell: Progress, step: str) -> Progress:
     return lambda text, done: tell(f"{step}: {text}", start + (stop - start) * done)
 
 
-def _targets_here() -> tuple[str, ...]:
-    return ("tensorrt-rtx",) if find_spec(TARGETS["tensorrt-rtx"].module) is not None else ()
+def _targets_here(export: ExportOptions) -> tuple[str, ...]:
+    buildable = "portable" in export.forms and find_spec(TARGETS["tensorrt-rtx"].module) is not None
+    return ("tensorrt-rtx",) if buildable else ()
 
 
 def _broken_contract(report: Report, max_drop: float) -> str | None:

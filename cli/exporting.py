@@ -42,8 +42,10 @@ def export(
     out: Annotated[Path, typer.Option(metavar="BUNDLE")],
     model: Model = None,
     labels: Labels = None,
-    precision: Annotated[str, typer.Option(help="fp32 or fp16")] = "fp32",
-    ops: Annotated[str, typer.Option(help="forms of our ops: native, portable, or both")] = "native,portable",
+    precision: Annotated[str, typer.Option(help="fp32, fp16 (for GPUs), or bf16 (for CPUs that have it)")] = "fp32",
+    ops: Annotated[
+        str | None, typer.Option(help="forms of our ops: staged,native,portable; default: all of the precision's")
+    ] = None,
     size: Size = None,
     dynamic: Annotated[bool, typer.Option("--dynamic", help="any size up to --size, in steps of the stride")] = False,
     score: Annotated[float | None, typer.Option(help="score threshold; default: the model's")] = None,
@@ -57,7 +59,7 @@ def export(
     from regionrt.runtime.bundle import Manifest
 
     options = ExportOptions(
-        precision=precision, ops=names_from(ops) or (), size=size_from(size), dynamic=dynamic, score=score, nms=nms,
+        precision=precision, ops=names_from(ops), size=size_from(size), dynamic=dynamic, score=score, nms=nms,
         detections=detections, proposals=proposals,
     )  # fmt: skip
     with console.steps("export") as tell:
@@ -126,6 +128,6 @@ def _print_verdict(verdict: Any) -> None:
         matched = f"{a.matched} of {max(a.eager, a.artefact)}"
         rows.append([f"end to end, batch {a.batch}", "detections", matched, "", verdict_of, a.worst_image])
     columns = ["stage", "value", "error / matched", "limit", "", "worst image"]
-    console.table(f"{verdict.artefact} ({verdict.form}, {verdict.precision}), {verdict.images} images", columns, rows)
+    console.table(f"{verdict.artefact}, {verdict.images} images", columns, rows)
     if verdict.first_difference:
         console.say(f"first difference: {verdict.first_difference}")

@@ -59,7 +59,7 @@ def deploy(
     rank: Annotated[
         str | None, typer.Option(metavar="fc6=1024,fc7=256", help="split layers by truncated SVD first")
     ] = None,
-    precision: Annotated[str, typer.Option(help="fp32 or fp16")] = "fp32",
+    precision: Annotated[str, typer.Option(help="fp32, fp16 or bf16; see export")] = "fp32",
     size: Size = None,
     dynamic: Annotated[bool, typer.Option("--dynamic", help="any size up to --size, in steps of the stride")] = False,
     proposals: Annotated[int | None, typer.Option(help="most proposals of an image")] = None,

@@ -8,6 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 from torch import nn
 
@@ -21,13 +22,18 @@ from .errors import ExportError
 from .exportable import check_supported
 from .passes.fp16 import fp16
 from .passes.lower import lower
+from .passes.stages import OpBetween, Stage, stages
 from .thresholds import MAX_TOP_K, thresholds_of, with_thresholds
 from .to_onnx import onnx_from_module
 from .weights import write_models
 
-FORMS = ("native", "portable")
-PRECISIONS = ("fp32", "fp16")
+FORMS = {"fp32": ("staged", "native", "portable"), "fp16": ("native", "portable"), "bf16": ("staged",)}
+"""By precision: the forms of our ops that can express it, in the order in which the runtime tries them."""
+PRECISIONS = tuple(FORMS)
+STAGED_BACKENDS = {"fp32": ("openvino", "onnxruntime"), "bf16": ("openvino",)}
+"""What can run dense stages in a precision. bf16 is what the engine computes in: the weights in the file are fp32."""
 WEIGHTS = "weights.bin"
+CONSTANTS = "staged-constants.npz"
 Progress = Callable[[str, float], None]
 
 
@@ -36,7 +42,7 @@ class ExportOptions:
     """What is fixed at export. None: the model's own. Sizes are (height, width) in pixels, multiples of the stride."""
 
     precision: str = "fp32"
-    ops: tuple[str, ...] = FORMS  # forms of our ops, in the order in which the runtime tries them
+    ops: tuple[str, ...] | None = None  # forms of our ops, in the order in which the runtime tries them; None: all
     size: tuple[int, int] | None = None
     dynamic: bool = False  # any size up to `size`, in steps of the stride
     score: float | None = None
@@ -48,9 +54,17 @@ class ExportOptions:
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
             raise ExportError(f"expected a precision of {', '.join(PRECISIONS)}, found {self.precision!r}")
-        unknown = [form for form in self.ops if form not in FORMS]
-        if unknown or not self.ops or len(set(self.ops)) != len(self.ops):
-            raise ExportError(f"expected ops to name each of {', '.join(FORMS)} at most once, found {list(self.ops)}")
+        known = FORMS[self.precision]
+        given = known if self.ops is None else self.ops
+        if not given or len(set(given)) != len(given) or not set(given) <= set(known):
+            raise ExportError(
+                f"expected ops to name each of {', '.join(known)} at most once for {self.precision}, "
+                f"found {list(given)}"
+            )
+
+    @property
+    def forms(self) -> tuple[str, ...]:
+        return FORMS[self.precision] if self.ops is None else self.ops
 
 
 def export_bundle(
@@ -95,8 +109,18 @@ def export_bundle(
         if options.precision == "fp16":
             abstract = fp16(abstract)
         tell("writing the forms", 0.7)
-        models = {f"{form}.onnx": lower(abstract, form) for form in options.ops}
-        artifacts = tuple(_artifact(file, model, options.precision, canvas) for file, model in models.items())
+        models: dict[str, ir.Model] = {}
+        artifacts: list[Artifact] = []
+        for form in options.forms:
+            if form == "staged":
+                dense, between = stages(abstract.clone())
+                models |= {_stage_file(stage): stage.model for stage in dense}
+                artifacts += _staged(abstract, dense, between, options.precision, canvas)
+                constants: dict[str, Any] = {k: v for op in between for k, v in op.constants.items()}
+                np.savez(folder / CONSTANTS, **constants)
+            else:
+                models[f"{form}.onnx"] = lower(abstract, form)
+                artifacts.append(_artifact(f"{form}.onnx", abstract, options.precision, canvas))
         write_models(folder, models, WEIGHTS)
         (folder / "labels.txt").write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
         seal(
@@ -108,7 +132,7 @@ def export_bundle(
                 canvas=canvas,
                 thresholds=thresholds.to_json(),
                 files={},
-                artifacts=artifacts,
+                artifacts=tuple(artifacts),
                 checkpoint_sha256=checkpoint_hash,
                 created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
                 versions={name: version(name) for name in ("regionrt", "torch", "torchvision", "onnx", "onnxscript")},
@@ -141,23 +165,40 @@ def _check_labels(module: nn.Module, labels: Sequence[str]) -> None:
 
 
 def _artifact(file: str, model: ir.Model, precision: str, canvas: Canvas) -> Artifact:
+    return Artifact("onnxruntime", Path(file).stem, precision, (file, WEIGHTS), **_borders(model, canvas))
+
+
+def _staged(
+    model: ir.Model, dense: Sequence[Stage], between: Sequence[OpBetween], precision: str, canvas: Canvas
+) -> list[Artifact]:
+    files = (*map(_stage_file, dense), WEIGHTS, CONSTANTS)
+    described = {
+        "stages": tuple(stage.to_json(_stage_file(stage)) for stage in dense),
+        "ops_between": tuple(op.to_json() for op in between),
+        **_borders(model, canvas),
+    }
+    return [Artifact(backend, "staged", precision, files, **described) for backend in STAGED_BACKENDS[precision]]
+
+
+def _stage_file(stage: Stage) -> str:
+    return f"staged-{stage.name}.onnx"
+
+
+def _borders(model: ir.Model, canvas: Canvas) -> dict[str, Any]:
+    """Inputs, outputs and profiles, which an artefact has whatever its form."""
     step = canvas.multiple
     largest = [1, canvas.height, canvas.width, 3]
     smallest = [1, 2 * step, 2 * step, 3] if canvas.dynamic else largest
-    return Artifact(
-        backend="onnxruntime",
-        form=Path(file).stem,
-        precision=precision,
-        files=(file, WEIGHTS),
-        inputs=tuple(_describe(value) for value in model.graph.inputs),
-        outputs=tuple(_describe(value) for value in model.graph.outputs),
-        profiles=(
+    return {
+        "inputs": tuple(_describe(value) for value in model.graph.inputs),
+        "outputs": tuple(_describe(value) for value in model.graph.outputs),
+        "profiles": (
             {
                 "images": {"min": smallest, "opt": largest, "max": largest},
                 "image_sizes": {"min": [1, 2], "opt": [1, 2], "max": [1, 2]},
             },
         ),
-    )
+    }
 
 
 def _describe(value: ir.Value) -> dict[str, Any]:

@@ -4,28 +4,27 @@ Every unit between two of our ops is fed with eager's own values, so that an err
 it has grown. Proposals and detections are compared as sets: another order of ties is no difference.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx_ir as ir
 import torch
 from torch import nn
 
-from regionrt.runtime.backends.onnxruntime import OnnxRuntimeRunner
 from regionrt.runtime.bundle import Artifact, Manifest
 from regionrt.runtime.image import Canvas
+from regionrt.runtime.loading import runner_for
 from regionrt.train.models.region import eager
 
 from .errors import ExportError
 from .matching import match_scored
-from .passes.split import Unit, split
 from .thresholds import with_thresholds
 from .to_onnx import OUTPUTS
+from .units import Values, units_of
 from .verdict import TOLERANCES, Agreement, StageCheck, Tolerance, Verification, stage_of
 
-Values = Mapping[str, np.ndarray]
 _SETS = {  # ops whose outputs are sets of boxes: names of boxes, scores, labels, count
     "RegionProposals": ("rois", "roi_scores", None, "roi_counts"),
     "RegionDetections": ("boxes", "scores", "labels", "num_detections"),
@@ -51,13 +50,18 @@ def verify(
         raise ExportError("expected at least one image to verify on, found none")
     manifest = Manifest.read(bundle)
     module = with_thresholds(module, manifest.thresholds).eval()
-    chosen = [a for a in manifest.artifacts if a.backend == "onnxruntime" and (not forms or a.form in forms)]
+    chosen = [a for a in manifest.artifacts if a.engine is None and (not forms or a.form in forms)]
+    for artifact in list(chosen):
+        why = manifest.preflight(artifact)
+        if why is not None:
+            warnings.warn(f"{bundle}: {artifact} is not verified here: {why}", stacklevel=2)
+            chosen.remove(artifact)
     if not chosen:
         raise ExportError(f"{bundle} holds no ONNX artefact{f' of form {forms}' if forms else ''} to verify")
 
     tolerances = [_tolerance_of(artifact) for artifact in chosen]
     results = [
-        Verification(a.files[0], a.form, a.precision, len(images), t) for a, t in zip(chosen, tolerances, strict=True)
+        Verification(str(a), a.form, a.precision, len(images), t) for a, t in zip(chosen, tolerances, strict=True)
     ]
     tell = progress or (lambda text, done: None)
     reference = _Reference(module, manifest)
@@ -112,10 +116,7 @@ def _check_stages(
     tell: Callable[[str, float], None],
 ) -> None:
     """Fill in the stage checks of each artefact's result; eager runs once for all of them."""
-    units = [
-        [_UnitSession(u) for u in split(ir.external_data.load_to_model(ir.load(manifest.path(artifact.files[0]))))]
-        for artifact in artifacts
-    ]
+    units = [units_of(manifest, artifact) for artifact in artifacts]
     checks: list[dict[str, StageCheck]] = [{} for _ in artifacts]
     for start, names, canvases, sizes in _batches(images, manifest.canvas, batch):
         values = reference.stages(start, canvases, sizes)
@@ -130,32 +131,6 @@ def _check_stages(
         tell(f"stages, {done} of {len(images)} images", 0.5 * done / len(images))
     for result, known in zip(results, checks, strict=True):
         result.checks = list(known.values())
-
-
-class _UnitSession:
-    """One unit of a cut graph in ONNX Runtime, fed by stage names."""
-
-    def __init__(self, unit: Unit):
-        import onnxruntime
-
-        self.name, self.op = unit.name, unit.op
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
-        # Each session has threads of its own: left spinning, they would take the cores from PyTorch and each other.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        data = ir.to_proto(unit.model).SerializeToString()
-        self.session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-        self.inputs = {value.name: ir.DataType(value.dtype).numpy() for value in unit.model.graph.inputs}
-
-    def run(self, values: Values) -> dict[str, np.ndarray]:
-        feeds = {name: values[stage_name(name)].astype(dtype, copy=False) for name, dtype in self.inputs.items()}
-        outputs = [output.name for output in self.session.get_outputs()]
-        return {stage_name(n): v for n, v in zip(outputs, self.session.run(outputs, feeds), strict=True)}
-
-
-def stage_name(value: str) -> str:
-    """The stage name of a value in a graph of any precision: passes mark what they convert with `.fp16` or `.fp32`."""
-    return value.removesuffix(".fp32").removesuffix(".fp16")
 
 
 def _compare_values(
@@ -205,7 +180,7 @@ def _check_whole(
     tolerance: Tolerance,
 ) -> Agreement:
     agreement = Agreement(batch)
-    runner = OnnxRuntimeRunner(manifest.path(artifact.files[0]))
+    runner = runner_for(manifest, artifact)
     try:
         for start, names, canvases, sizes in _batches(images, manifest.canvas, batch):
             wanted, found = reference.detections(start, canvases, sizes), runner.run(canvases, sizes)

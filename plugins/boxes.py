@@ -13,6 +13,16 @@ import numpy as np
 MAX_LOG_RATIO = math.log(1000.0 / 16)
 
 
+def exp(values: np.ndarray) -> np.ndarray:
+    """exp of float32 values, in float64: rounded to float32 it is the same bits on every machine.
+
+    A float32 exp is not: it differs between libraries and processors by an ulp or two, and with it the order of nearly
+    equal scores and which of two boxes NMS keeps.
+    """
+    with np.errstate(over="ignore"):  # inf is what is meant
+        return np.exp(np.asarray(values, np.float64))
+
+
 def decode(deltas: np.ndarray, boxes: np.ndarray, weights: Sequence[float]) -> np.ndarray:
     """Move `boxes` [..., 4] by `deltas` [..., 4]; float32 in, float32 out."""
     wx, wy, ww, wh = (np.float32(w) for w in weights)
@@ -21,8 +31,8 @@ def decode(deltas: np.ndarray, boxes: np.ndarray, weights: Sequence[float]) -> n
     center_x = deltas[..., 0] / wx * width + (boxes[..., 0] + half * width)
     center_y = deltas[..., 1] / wy * height + (boxes[..., 1] + half * height)
     limit = np.float32(MAX_LOG_RATIO)
-    half_width = half * (np.exp(np.minimum(deltas[..., 2] / ww, limit)) * width)
-    half_height = half * (np.exp(np.minimum(deltas[..., 3] / wh, limit)) * height)
+    half_width = half * (exp(np.minimum(deltas[..., 2] / ww, limit)).astype(np.float32) * width)
+    half_height = half * (exp(np.minimum(deltas[..., 3] / wh, limit)).astype(np.float32) * height)
     corners = (center_x - half_width, center_y - half_height, center_x + half_width, center_y + half_height)
     return np.stack(corners, axis=-1)
 

@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from .errors import BundleError, ImageError
+from .native.bilinear import resize_bilinear
 
 MAX_PIXELS = 100_000_000
 """Largest photo that is decoded (height · width); 100 megapixels are 300 MB as RGB."""
@@ -39,7 +40,6 @@ FORMATS = frozenset(
         "WEBP",
     }
 )
-_ROWS_PER_BLOCK = 32  # keeps the float32 temporaries of a resize inside the L2 cache
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -126,55 +126,6 @@ def _rgb(image: Image.Image, form: str, name: str) -> np.ndarray:
     return np.array(image.convert("RGB"))
 
 
-def linear_taps(source: int, target: int, start: int = 0, stop: int | None = None) -> tuple[np.ndarray, ...]:
-    """The two source samples behind each target sample of a half-pixel bilinear resize: lower, upper, upper's weight.
-
-    The arithmetic of torch's `interpolate(mode="bilinear", align_corners=False)` in float32, for targets start…stop−1.
-    """
-    index = np.arange(start, target if stop is None else stop)
-    if source == target:
-        return index, index, np.zeros(len(index), np.float32)
-    ratio = np.float32(source) / np.float32(target)
-    # float64 until the last step: torch's kernels compute this with one rounding (fused multiply-add)
-    position = np.maximum((np.float64(ratio) * (index + 0.5) - 0.5).astype(np.float32), np.float32(0))
-    lower = np.minimum(position.astype(np.int64), source - 1)
-    weight = np.clip(position - lower.astype(np.float32), np.float32(0), np.float32(1))
-    return lower, np.minimum(lower + 1, source - 1), weight
-
-
-def resize_bilinear(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """uint8 [h, w, C] -> uint8 [height, width, C]: torch's half-pixel bilinear without antialias, rounded half to even.
-
-    Equal to torch's float32 result but for about one value in 10,000, off by one level: torch's kernels fuse multiply
-    and add where NumPy rounds twice, which matters only for values that lie on the border between two levels.
-    """
-    if image.dtype != np.uint8 or image.ndim != 3:
-        raise ValueError(f"resize_bilinear expects uint8 [h, w, C], got {image.dtype} {list(image.shape)}")
-    if height < 1 or width < 1 or 0 in image.shape:
-        raise ValueError(f"resize_bilinear cannot turn {list(image.shape[:2])} into {[height, width]}")
-    top, bottom, down = linear_taps(image.shape[0], height)
-    left, right, across = linear_taps(image.shape[1], width)
-    across = across[None, :, None]
-    out = np.empty((height, width, image.shape[2]), np.uint8)
-    for start in range(0, height, _ROWS_PER_BLOCK):
-        block = slice(start, start + _ROWS_PER_BLOCK)
-        used, where = np.unique(np.concatenate([top[block], bottom[block]]), return_inverse=True)
-        rows = image[used]  # only these are touched: shrinking a large photo reads few of its rows
-        mixed = np.take(rows, left, axis=1).astype(np.float32)
-        mixed *= 1 - across
-        second = np.take(rows, right, axis=1).astype(np.float32)
-        second *= across
-        mixed += second
-        upper, lower = mixed[where[: len(where) // 2]], mixed[where[len(where) // 2 :]]
-        weight = down[block, None, None]
-        upper *= 1 - weight
-        lower *= weight
-        upper += lower
-        # No clip: weights lie in 0…1 and sum to 1 within an ulp, so that 255 cannot become 255.5.
-        out[block] = np.rint(upper, out=upper)
-    return out
-
-
 @dataclass(frozen=True)
 class Placement:
     """How one photo lies on the canvas: `original` (h, w) in photo pixels became `resized` (h, w), at the top left."""
@@ -256,7 +207,7 @@ class Canvas:
         sizes = [placement.resized for placement in placements]
         canvas = np.zeros((len(images), *(self.size_for(sizes) if sizes else (self.height, self.width)), 3), np.uint8)
         for target, image, (height, width) in zip(canvas, images, sizes, strict=True):
-            target[:height, :width] = resize_bilinear(image, height, width)
+            resize_bilinear(image, height, width, out=target[:height, :width])
         return canvas, np.array(sizes, np.int32).reshape(-1, 2), placements
 
     def to_json(self) -> dict[str, Any]:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .backends import Runner
 from .bundle import Artifact, Manifest
 from .errors import BackendError, BundleError
 from .predictor import Predictor, check_score
-from .preflight import rebuild_command, why_not_this_gpu, why_not_this_library
+from .preflight import LIBRARIES, rebuild_command, why_not_this_gpu, why_not_this_library
+
+if TYPE_CHECKING:
+    from .backends.staged import StageEngine
 
 DEFAULT_MAX_BATCH = 4
 
@@ -33,7 +36,8 @@ def load(
             why not the others); a name takes the first of that backend, and nothing else.
         score_threshold: raises the bundle's score threshold (0…1).
         threads: CPU threads; None takes one per usable physical core.
-        form, precision: only artefacts of this form ("native", "portable") or precision ("fp32", "fp16").
+        form, precision: only artefacts of this form ("staged", "native", "portable") or precision ("fp32", "fp16",
+            "bf16").
         allow_host_code: also engines that bring code for the host, which runs with the rights of this process.
 
     Raises:
@@ -49,7 +53,7 @@ def load(
         if why is None:
             try:
                 _verify(manifest, artifact)
-                runner = _runner(manifest, artifact, threads, allow_host_code)
+                runner = runner_for(manifest, artifact, threads, allow_host_code)
             except BackendError as error:
                 why = str(error)
                 if backend == "auto":
@@ -83,15 +87,36 @@ def _verify(manifest: Manifest, artifact: Artifact) -> None:
         raise BackendError(f"{error}, or build it again: {rebuild_command(manifest, artifact)}") from error
 
 
-def _runner(manifest: Manifest, artifact: Artifact, threads: int | None, allow_host_code: bool) -> Runner:
-    """A new backend adds its branch here, and its answer to `Manifest.preflight`."""
-    if artifact.backend == "onnxruntime":
+def runner_for(
+    manifest: Manifest, artifact: Artifact, threads: int | None = None, allow_host_code: bool = False
+) -> Runner:
+    """What executes `artifact`. A new backend adds its branch here, and its answer to `Manifest.preflight`.
+
+    Raises BackendError (the engine refuses it) or BundleError (the artefact is not described as it should be).
+    """
+    if artifact.backend == "onnxruntime" and artifact.form != "staged":
         from .backends.onnxruntime import OnnxRuntimeRunner
 
         return OnnxRuntimeRunner(manifest.path(artifact.files[0]), threads=threads)
-    if artifact.backend in ("tensorrt", "tensorrt-rtx"):
+    if artifact.form == "staged":
+        from .backends.staged import StagedRunner
+
+        return StagedRunner(manifest, artifact, _stage_engine(artifact, threads))
+    if artifact.backend in LIBRARIES:
         return _engine_runner(manifest, artifact, allow_host_code)
     raise BackendError(f"this version of regionrt does not execute the backend {artifact.backend!r}")
+
+
+def _stage_engine(artifact: Artifact, threads: int | None) -> StageEngine:
+    if artifact.backend == "onnxruntime" and artifact.precision == "fp32":
+        from .backends.onnxruntime import OnnxRuntimeStages
+
+        return OnnxRuntimeStages(threads)
+    if artifact.backend == "openvino":
+        from .backends.openvino import OpenVinoStages
+
+        return OpenVinoStages(artifact.precision, threads)
+    raise BackendError(f"this version of regionrt does not execute {artifact}")
 
 
 def _engine_runner(manifest: Manifest, artifact: Artifact, allow_host_code: bool) -> Runner:

@@ -19,7 +19,8 @@ from .machine import why_no_driver
 if TYPE_CHECKING:
     from .bundle import Artifact, Manifest
 
-RUNNABLE_FORMS = ("native", "portable")
+RUNNABLE = {"onnxruntime": ("native", "portable", "staged"), "openvino": ("staged",)}
+"""Forms that each backend executes."""
 LIBRARIES = {"tensorrt-rtx": ("tensorrt_rtx",), "tensorrt": ("tensorrt", "tensorrt_lean")}
 """Modules that execute an engine of this flavour, first choice first."""
 _GET = {
@@ -30,11 +31,12 @@ _GET = {
 
 def why_not(manifest: Manifest, artifact: Artifact, allow_host_code: bool = False) -> str | None:
     """Why `artifact` cannot run here, in one line; None if nothing is known against it."""
-    if artifact.backend == "onnxruntime":
-        if artifact.form not in RUNNABLE_FORMS:
-            return f"this version of regionrt does not execute the form {artifact.form!r} in ONNX Runtime"
-        if find_spec("onnxruntime") is None:
-            return "the library onnxruntime is not installed (pip install 'regionrt[ort]')"
+    if artifact.backend in RUNNABLE:
+        if artifact.form not in RUNNABLE[artifact.backend]:
+            return f"this version of regionrt does not execute the form {artifact.form!r} in {artifact.backend}"
+        if find_spec(artifact.backend) is None:
+            extra = {"onnxruntime": "ort"}.get(artifact.backend, artifact.backend)
+            return f"the library {artifact.backend} is not installed (pip install 'regionrt[{extra}]')"
         return None
     if artifact.backend in LIBRARIES:
         return _why_no_engine(manifest, artifact, allow_host_code)

@@ -8,7 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from .masks import Crop, full_mask, paste_crop, rle_encode_crop
+from .masks import Crop, full_mask, paste_crop, paste_rles
+
+_NO_MASKS = "these detections have no masks: they come from a model for boxes only"
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +57,7 @@ class Detections:
     def crop(self, index: int) -> Crop:
         """The mask of one detection, only where it can hold pixels: y, x, bool [h, w]. ValueError without masks."""
         if self.roi_masks is None:
-            raise ValueError("these detections have no masks: they come from a model for boxes only")
+            raise ValueError(_NO_MASKS)
         return paste_crop(self.roi_masks[index], self.boxes_xyxy[index], self.image_size)
 
     def crops(self) -> Iterator[Crop]:
@@ -72,22 +74,29 @@ class Detections:
 
     def rle(self, index: int) -> dict[str, Any]:
         """The mask of one detection as COCO's compressed RLE {"size": [H, W], "counts": str}."""
-        return rle_encode_crop(self.crop(index), self.image_size)
+        return self[index].rles()[0]
+
+    def rles(self) -> list[dict[str, Any]]:
+        """Each mask as COCO's compressed RLE, all at once, without the pixels in between. ValueError without masks."""
+        if self.roi_masks is None:
+            raise ValueError(_NO_MASKS)
+        return paste_rles(self.roi_masks, self.boxes_xyxy, self.image_size)
 
     def to_json(self) -> dict[str, Any]:
         """{"image_size": [H, W], "detections": [{"label", "name", "score", "box_xyxy", "mask" (RLE, with masks)}]}."""
-        return {"image_size": list(self.image_size), "detections": [self._entry(index) for index in range(len(self))]}
-
-    def _entry(self, index: int) -> dict[str, Any]:
-        entry: dict[str, Any] = {
-            "label": int(self.labels[index]),
-            "name": self.name(index),
-            "score": float(self.scores[index]),
-            "box_xyxy": [float(value) for value in self.boxes_xyxy[index]],
-        }
+        entries: list[dict[str, Any]] = [
+            {
+                "label": int(self.labels[index]),
+                "name": self.name(index),
+                "score": float(self.scores[index]),
+                "box_xyxy": [float(value) for value in self.boxes_xyxy[index]],
+            }
+            for index in range(len(self))
+        ]
         if self.roi_masks is not None:
-            entry["mask"] = self.rle(index)
-        return entry
+            for entry, rle in zip(entries, self.rles(), strict=True):
+                entry["mask"] = rle
+        return {"image_size": list(self.image_size), "detections": entries}
 
     def to_coco(
         self, image_id: int | str, category_ids: Sequence[int] | Mapping[int, int] | None = None
@@ -106,9 +115,10 @@ class Detections:
                 "bbox": [x0, y0, x1 - x0, y1 - y0],
                 "score": float(self.scores[index]),
             }
-            if self.roi_masks is not None:
-                result["segmentation"] = self.rle(index)
             results.append(result)
+        if self.roi_masks is not None:
+            for result, rle in zip(results, self.rles(), strict=True):
+                result["segmentation"] = rle
         return results
 
     def draw(self, image: np.ndarray, score: float = 0.5) -> np.ndarray:

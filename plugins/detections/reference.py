@@ -53,8 +53,9 @@ def detections(
     )
     for n in range(images):
         real = int(counts[n])
-        exponent = np.exp(class_logits[n, :real] - class_logits[n, :real].max(1, keepdims=True))
-        probabilities = (exponent / exponent.sum(1, keepdims=True))[:, 1:].reshape(-1)
+        exponent = box_math.exp(class_logits[n, :real] - class_logits[n, :real].max(1, keepdims=True))
+        softmax = (exponent / exponent.sum(1, keepdims=True)).astype(np.float32)
+        probabilities = softmax[:, 1:].reshape(-1)
         best = np.argsort(-probabilities, kind="stable")[: min(candidates, most * classes)]
         out.overflow[n] = (probabilities > np.float32(score_threshold)).sum() - (
             probabilities[best] > np.float32(score_threshold)

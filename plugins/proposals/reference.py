@@ -36,8 +36,7 @@ def proposals(
         for logits, delta, anchor in zip(objectness, deltas, anchors, strict=True):
             best = np.argsort(-logits[n], kind="stable")[:pre_nms]
             boxes = box_math.clip(box_math.decode(delta[n, best], anchor[best], box_weights), *image_sizes[n])
-            with np.errstate(over="ignore"):  # exp of a large logit is inf, and the score 0
-                score = np.float32(1) / (np.float32(1) + np.exp(-logits[n, best]))
+            score = (1 / (1 + box_math.exp(-logits[n, best]))).astype(np.float32)
             large = ((boxes[:, 2:] - boxes[:, :2]) >= np.float32(min_size)).all(1)
             classes = np.where(large & (score >= np.float32(score_threshold)), 0, -1).astype(np.int32)
             keep = nms(boxes[None], classes[None], iou_threshold=iou_threshold)[0]

@@ -35,8 +35,9 @@ def test_writes_a_whole_bundle_when_the_contract_holds(checkpoint: Path, data: s
     manifest.verify_files()
     assert {"report.json", "report.md", "report.html"} <= set(manifest.files)
     assert json.loads((out / "report.json").read_text())["max_drop"] == 0.5
-    medians = {(r.form, r.precision): r.latency.p50_ms for r in report.candidates if r.kind == "bundle" and r.latency}
-    order = [medians[a.form, a.precision] for a in manifest.artifacts]
+    rows = [r for r in report.candidates if r.kind == "bundle" and r.latency]
+    medians = {(r.backend, r.form): r.latency.p50_ms for r in rows if r.latency}
+    order = [medians[a.backend, a.form] for a in manifest.artifacts]
     assert order == sorted(order), "artefacts stand in the order that was measured"
     with load(out) as predict:
         predict(open_data(data, "test")[0].image())

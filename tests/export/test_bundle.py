@@ -26,7 +26,13 @@ def test_a_live_module_becomes_a_bundle_that_runs(fixed):
     assert manifest.model == "FasterRCNN"
     assert manifest.thresholds["detections"] == DETECTIONS
     assert manifest.thresholds["proposals"] == PROPOSALS
-    assert [a.form for a in manifest.artifacts] == ["native", "portable"]
+    forms = [(a.backend, a.form) for a in manifest.artifacts]
+    assert forms == [
+        ("openvino", "staged"),
+        ("onnxruntime", "staged"),
+        ("onnxruntime", "native"),
+        ("onnxruntime", "portable"),
+    ]
     assert (fixed.bundle / "labels.txt").read_text() == "".join(f"{label}\n" for label in LABELS)
     ((_, photo),) = photos([(120, 70)])
     with rt.load(fixed.bundle) as predict:
@@ -41,7 +47,7 @@ def test_a_live_module_becomes_a_bundle_that_runs(fixed):
 
 
 def test_forms_share_their_weights(fixed):
-    """Two forms cost the weights once, and nothing large stays in the ONNX files."""
+    """All forms cost the weights once, and nothing large stays in the ONNX files."""
     sizes = {path.name: path.stat().st_size for path in fixed.bundle.iterdir()}
     weights = sum(p.numel() * 4 for p in fixed.module.parameters())
     assert sizes["weights.bin"] < 1.5 * weights + 65536
@@ -88,9 +94,11 @@ def test_labels_that_do_not_fit(tmp_path, labels, words):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"precision": "int4"}, "precision of fp32, fp16"),
-        ({"ops": ("plugin",)}, "native, portable"),
-        ({"ops": ()}, "native, portable"),
+        ({"precision": "int4"}, "precision of fp32, fp16, bf16"),
+        ({"ops": ("plugin",)}, "staged, native, portable"),
+        ({"ops": ()}, "staged, native, portable"),
+        ({"precision": "bf16", "ops": ("native",)}, "each of staged at most once for bf16"),
+        ({"precision": "fp16", "ops": ("staged",)}, "each of native, portable at most once for fp16"),
         ({"ops": ("native", "native")}, "at most once"),
     ],
 )

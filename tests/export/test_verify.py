@@ -18,15 +18,17 @@ from regionrt.export.verdict import Agreement, StageCheck
 IMAGES = [*photos([(120, 70), (64, 96), (90, 90), (50, 200), (61, 37)], seed=5), NOTHING]
 
 
-@pytest.mark.parametrize("form", ["native", "portable"])
+@pytest.mark.parametrize("form", ["native", "portable", "staged"])
 def test_an_honest_artefact_passes_at_every_batch(exported, form):
-    (verdict,) = verify(exported.bundle, exported.module, IMAGES, batches=(1, 4), forms=[form])
-    assert verdict.passed, verdict.first_difference
-    assert [agreement.batch for agreement in verdict.agreements] == [1, 4]
-    for agreement in verdict.agreements:
-        assert agreement.matched == agreement.eager == agreement.artefact > 5
-        assert agreement.empty_images >= 1
-    assert verdict.to_json()["passed"] is True
+    verdicts = verify(exported.bundle, exported.module, IMAGES, batches=(1, 4), forms=[form])
+    assert len(verdicts) == (2 if form == "staged" else 1)
+    for verdict in verdicts:
+        assert verdict.passed, verdict.first_difference
+        assert [agreement.batch for agreement in verdict.agreements] == [1, 4]
+        for agreement in verdict.agreements:
+            assert agreement.matched == agreement.eager == agreement.artefact > 5
+            assert agreement.empty_images >= 1
+        assert verdict.to_json()["passed"] is True
 
 
 def damaged(module: nn.Module, layer: str) -> nn.Module:
@@ -48,8 +50,9 @@ def damaged(module: nn.Module, layer: str) -> nn.Module:
         ("roi_heads.mask_head.0.0", "masks"),
     ],
 )
-def test_the_first_stage_that_differs_is_named(dynamic, layer, stage):
-    (verdict,) = verify(dynamic.bundle, damaged(dynamic.module, layer), IMAGES[:2], batches=(1,), forms=["native"])
+@pytest.mark.parametrize("form", ["native", "staged"])
+def test_the_first_stage_that_differs_is_named(dynamic, layer, stage, form):
+    verdict, *_ = verify(dynamic.bundle, damaged(dynamic.module, layer), IMAGES[:2], batches=(1,), forms=[form])
     assert not verdict.passed
     assert verdict.first_difference.startswith(f"{stage} (")
     assert "worst on photo" in verdict.first_difference

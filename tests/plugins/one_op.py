@@ -1,4 +1,4 @@
-"""One of our ops as a whole ONNX model: written in a form, run by a backend."""
+"""One of our ops, run in any way: as an ONNX model written in a form, by a backend; or natively on the CPU."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ from onnx.inliner import inline_local_functions
 
 from regionrt.export.passes.lower import lower
 from regionrt.plugins import DOMAIN, OPS, OPSET, VERSION
+from regionrt.runtime import native
 
 # (form, backend): OpenVINO takes no functions and is given the portable form inlined.
 NATIVE, PORTABLE, OPENVINO = ("native", "onnxruntime"), ("portable", "onnxruntime"), ("portable", "openvino")
-WAYS = (NATIVE, PORTABLE, OPENVINO)
+CPU = tuple(("cpu", variant) for variant in native.usable_variants())  # compiled for AVX-512, AVX2 …; NumPy
+WAYS = (NATIVE, PORTABLE, OPENVINO, *CPU)
 _FLOAT, _BFLOAT16, _INT, _BOOL = ir.DataType.FLOAT, ir.DataType.BFLOAT16, ir.DataType.INT32, ir.DataType.BOOL
 _OUTPUTS = {  # type (None: of the first input) and rank
     "RegionNms": ((_BOOL, 2),),
@@ -38,12 +40,63 @@ def run(
     The model is built once for each set of shapes. `shapes` gives an input's shape as the model declares it, with names
     for dimensions that may vary; without it the first axis is the batch, which always may.
     """
+    if way in CPU:
+        with native.using(way[1]):
+            return list(_ON_CPU[op](list(inputs.values()), attributes))
     declared = tuple(
         (name, value.dtype, (shapes or {}).get(name, ("N", *value.shape[1:]))) for name, value in inputs.items()
     )
     frozen = tuple((k, tuple(v) if isinstance(v, list) else v) for k, v in attributes.items())
     execute = _executable(op, way, declared, frozen)
     return execute(dict(_feed(name, value) for name, value in inputs.items()))
+
+
+def _roi_align_on_cpu(inputs, attributes):
+    *features, rois, counts = inputs
+    options = dict(attributes)
+    size = options.pop("output_height"), options.pop("output_width")
+    options["aligned"] = bool(options["aligned"])
+    last = [np.ascontiguousarray(level.transpose(0, 2, 3, 1)) for level in features]
+    out = np.full((*rois.shape[:2], features[0].shape[1], *size), np.nan, features[0].dtype)
+    return [native.roi_align(last, rois, counts, output_size=size, out=out, **options)]
+
+
+def _nms_on_cpu(inputs, attributes):
+    return [native.nms(*inputs, iou_threshold=attributes["iou_threshold"], out=np.ones(inputs[1].shape, bool))]
+
+
+def _proposals_on_cpu(inputs, attributes):
+    *levels, sizes = inputs
+    third = len(levels) // 3
+    rows = attributes["post_nms"]
+    out = native.Proposals(
+        np.full((len(sizes), rows, 4), np.nan, np.float32),
+        np.full((len(sizes), rows), np.nan, np.float32),
+        np.full(len(sizes), -7, np.int32),
+    )
+    return native.proposals(
+        levels[:third], levels[third : 2 * third], levels[2 * third :], sizes, out=out, **attributes
+    )
+
+
+def _detections_on_cpu(inputs, attributes):
+    images, most = len(inputs[0]), attributes["max_detections"]
+    out = native.DetectionArrays(
+        np.full(images, -7, np.int32),
+        np.full((images, most, 4), np.nan, np.float32),
+        np.full((images, most), np.nan, np.float32),
+        *(np.full((images, most), -7, np.int32) for _ in range(2)),
+        np.full(images, -7, np.int32),
+    )
+    return native.detections(*inputs, out=out, **attributes | {"class_agnostic": bool(attributes["class_agnostic"])})
+
+
+_ON_CPU: dict[str, Callable] = {
+    "RegionRoiAlign": _roi_align_on_cpu,
+    "RegionNms": _nms_on_cpu,
+    "RegionProposals": _proposals_on_cpu,
+    "RegionDetections": _detections_on_cpu,
+}
 
 
 def _feed(name: str, value: np.ndarray) -> tuple[str, np.ndarray]:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from one_op import NATIVE, PORTABLE, WAYS, run
+from one_op import CPU, NATIVE, PORTABLE, WAYS, run
 from torchvision.models.detection.roi_heads import RoIHeads
 
 from regionrt.plugins.detections.reference import DetectionArrays, detections
@@ -168,7 +168,7 @@ def test_the_reference_is_torchvisions_roi_heads(case, seed):
         )
 
 
-@pytest.mark.parametrize("way", WAYS[:2], ids="-".join)
+@pytest.mark.parametrize("way", [NATIVE, PORTABLE, *CPU], ids="-".join)
 def test_of_equal_scores_the_lower_index_comes_first(way):
     """Every RoI has the same logits, a permutation of three values. OpenVINO's TopK leaves the order of ties open."""
     case = Case(counts=(25, 25), iou=0.3)
@@ -217,13 +217,13 @@ def test_onnxs_own_evaluator_agrees(form):
     same(case.run((form, "onnx"), *arrays), case.reference(*arrays))
 
 
-@settings(max_examples=30, deadline=None, database=None, derandomize=True)
+@settings(max_examples=60, deadline=None, database=None, derandomize=True)
 @given(
     seed=st.integers(0, 10_000),
     counts=st.lists(st.integers(0, 25), min_size=1, max_size=3),
     spread=st.sampled_from([0.0, 1.0, 30.0]),
     case=st.sampled_from([Case(), Case(candidates=10, score=0.02), Case(agnostic=True, classes=5, most=3)]),
-    way=st.sampled_from([NATIVE, PORTABLE]),
+    way=st.sampled_from([NATIVE, PORTABLE, *CPU]),
 )
 def test_any_counts_and_deltas(seed, counts, spread, case, way):
     logits, deltas, *others = replace(case, counts=tuple(counts)).arrays(seed)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from one_op import NATIVE, PORTABLE, WAYS, run
+from one_op import CPU, NATIVE, PORTABLE, WAYS, run
 from torchvision.ops import nms as torchvision_nms
 
 from regionrt.plugins.nms.reference import nms
@@ -139,12 +139,12 @@ def test_onnxs_own_evaluator_agrees(form):
     np.testing.assert_array_equal(found, nms(boxes, labels, iou_threshold=0.4))
 
 
-@settings(max_examples=60, deadline=None, database=None, derandomize=True)
+@settings(max_examples=120, deadline=None, database=None, derandomize=True)
 @given(
     corners=st.lists(st.tuples(*[st.integers(0, 12)] * 4), min_size=12, max_size=12),
     classes=st.lists(st.integers(-1, 2), min_size=12, max_size=12),
     iou=st.sampled_from([0.25, 0.5, 0.75]),
-    way=st.sampled_from([NATIVE, PORTABLE]),
+    way=st.sampled_from([NATIVE, PORTABLE, *CPU]),
 )
 def test_boxes_on_a_grid_with_overlaps_at_the_threshold(corners, classes, iou, way):
     """Whole numbers: many equal boxes, many without area, many whose IoU is the threshold exactly."""

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from one_op import NATIVE, PORTABLE, WAYS, run
+from one_op import CPU, NATIVE, PORTABLE, WAYS, run
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 
@@ -147,7 +147,7 @@ def test_the_reference_is_torchvisions_rpn(case, seed):
         np.testing.assert_allclose(found_scores[image, : counts[image]], scores[image], atol=SCORE, rtol=0)
 
 
-@pytest.mark.parametrize("way", WAYS[:2], ids="-".join)
+@pytest.mark.parametrize("way", [NATIVE, PORTABLE, *CPU], ids="-".join)
 def test_of_equal_scores_the_lower_index_comes_first(way):
     """Scores in steps, and within a level the same box many times. OpenVINO's TopK leaves the order of ties open."""
     case = Case()
@@ -219,12 +219,12 @@ def test_onnxs_own_evaluator_agrees(form):
     same(case.run((form, "onnx"), *arrays), case.reference(*arrays))
 
 
-@settings(max_examples=30, deadline=None, database=None, derandomize=True)
+@settings(max_examples=60, deadline=None, database=None, derandomize=True)
 @given(
     seed=st.integers(0, 10_000),
     sizes=st.lists(st.tuples(st.integers(1, 120), st.integers(1, 140)), min_size=1, max_size=3),
     spread=st.sampled_from([0.0, 0.3, 3.0]),
-    way=st.sampled_from([NATIVE, PORTABLE]),
+    way=st.sampled_from([NATIVE, PORTABLE, *CPU]),
 )
 def test_any_images(seed, sizes, spread, way):
     """Down to images of one pixel, which drop nearly everything, and deltas that throw boxes far out."""

@@ -270,7 +270,7 @@ def test_preflight_says_what_is_missing(shared_bundle: Path, monkeypatch: pytest
 
 def test_preflight_of_what_this_version_does_not_know(shared_bundle: Path) -> None:
     manifest = Manifest.read(shared_bundle)
-    assert "'staged'" in str(manifest.preflight(Artifact("onnxruntime", "staged", "fp32", ("a",))))
+    assert "'plugin'" in str(manifest.preflight(Artifact("onnxruntime", "plugin", "fp32", ("a",))))
     assert "'coreml'" in str(manifest.preflight(Artifact("coreml", "native", "fp32", ("a",))))
 
 

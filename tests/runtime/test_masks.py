@@ -12,12 +12,12 @@ from regionrt.runtime.masks import (
     Crop,
     full_mask,
     paste_crop,
-    paste_probabilities,
     rle_area,
     rle_decode,
     rle_encode,
     rle_encode_crop,
 )
+from regionrt.runtime.native.masks import paste_probabilities
 
 torch = pytest.importorskip("torch")
 torch.set_num_threads(1)  # small tensors: threads only cost

@@ -1,0 +1,1 @@
+"""Fixed comparisons that make a table of their own: `ops` (single operations)."""

@@ -1,0 +1,1 @@
+"""The resize of photos onto the canvas; works on the CPU only."""

@@ -1,0 +1,365 @@
+"""The staged form: an engine runs the dense stages; between them native ops run, on the RoIs that are there."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from regionrt.runtime import native
+from regionrt.runtime.bundle import Artifact, Manifest
+from regionrt.runtime.errors import BackendError, BundleError
+
+OUTPUTS = ("num_detections", "boxes", "scores", "labels", "overflow", "masks")
+_BUCKETS = 8  # row counts that an engine sees: it prepares for each anew
+
+
+class StageSession(Protocol):
+    """One worker's hold on a dense stage."""
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Outputs by name; they may be overwritten by the next run."""
+        ...
+
+
+class OpenStage(Protocol):
+    """A dense stage, compiled."""
+
+    feature_type: np.dtype
+    """What the engine hands feature maps over in and takes RoI features in: float32, or uint16 for the bits of bf16."""
+
+    def session(self) -> StageSession: ...
+
+
+class StageEngine(Protocol):
+    """What opens dense stages."""
+
+    name: str
+    threads: int
+
+    def open(self, path: Path, stage: Mapping[str, Any]) -> OpenStage:
+        """`stage`: its entry in the manifest. Raises BackendError if the engine refuses it."""
+        ...
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows of RoIs or detections of all images, packed: `data` [R, …] holds counts[0] of the first image, and so on."""
+
+    data: np.ndarray
+    counts: np.ndarray  # int32 [N]
+
+    def of(self, image: int) -> np.ndarray:
+        start = int(self.counts[:image].sum())
+        return self.data[start : start + int(self.counts[image])]
+
+    def padded(self, slots: int) -> np.ndarray:
+        """[N, slots, …] with zeros behind the rows of each image."""
+        out = np.zeros((len(self.counts), slots, *self.data.shape[1:]), self.data.dtype)
+        for image, count in enumerate(self.counts):
+            out[image, :count] = self.of(image)
+        return out
+
+
+class _Worker:
+    """What one thread at a time works with: a session of each stage, and the memory that RoI features are put into."""
+
+    def __init__(self, sessions: dict[str, StageSession]) -> None:
+        self.sessions = sessions
+        self._memory: dict[str, np.ndarray] = {}
+
+    def memory(self, name: str, shape: Sequence[int], dtype: np.dtype) -> np.ndarray:
+        """An array of this shape, its content open; the same memory at every call, made larger where it must be."""
+        size = int(np.prod(shape))
+        held = self._memory.get(name)
+        if held is None or held.size < size or held.dtype != dtype:
+            held = self._memory[name] = np.empty(size, dtype)
+        return held[:size].reshape(shape)
+
+
+class StagedRunner:
+    """Runs an artefact of the form `staged` by the contract of `Runner`.
+
+    Each call takes a worker of its own: several threads share the compiled stages, and nothing that is written to.
+    Results do not depend on the number of threads or of workers.
+    """
+
+    def __init__(self, manifest: Manifest, artifact: Artifact, engine: StageEngine) -> None:
+        self.name = engine.name
+        self.threads = engine.threads
+        self._stages = {
+            stage["name"]: engine.open(manifest.path(stage["file"]), stage) for stage in checked_stages(artifact)
+        }
+        types = {stage.feature_type for stage in self._stages.values()}
+        (self._feature_type,) = types or {np.dtype(np.float32)}
+        constants = _read_constants(manifest, artifact)
+        self.steps = _in_order([*artifact.stages], [*artifact.ops_between], set(constants))
+        self._constants = constants
+        self._counts_of = {
+            name: op["inputs"][-1] for op in artifact.ops_between for name in op["outputs"] if _is_pooling(op)
+        }
+        self._idle: list[_Worker] = []
+        self._lock = threading.Lock()
+        self._closed = False
+
+    def run(self, images: np.ndarray, image_sizes: np.ndarray) -> dict[str, np.ndarray]:
+        return self._run(images, image_sizes, None)
+
+    def profile(self, images: np.ndarray, image_sizes: np.ndarray) -> dict[str, float]:
+        """Seconds spent in each step of one run, by the step's name."""
+        spent: dict[str, float] = {}
+        self._run(images, image_sizes, lambda name, seconds: spent.__setitem__(name, seconds))
+        return spent
+
+    def _run(
+        self, images: np.ndarray, image_sizes: np.ndarray, tell: Callable[[str, float], None] | None
+    ) -> dict[str, np.ndarray]:
+        values: dict[str, Any] = {**self._constants, "images": images, "image_sizes": image_sizes}
+        with self._worker() as worker:
+            for step in self.steps:
+                start = time.perf_counter()
+                values.update(self._step(worker, step, values))
+                if tell is not None:
+                    tell(step["name"], time.perf_counter() - start)
+            slots = values["boxes"].shape[1]
+            return {
+                name: values[name].padded(slots) if isinstance(values[name], Rows) else values[name]
+                for name in OUTPUTS
+                if name in values
+            }
+
+    def alone(self, number: int, values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """One of `steps` on given values, for who looks for the step that errs.
+
+        `values` are as a whole graph has them: feature maps float32 [N, C, H, W], what belongs to RoIs [N, slots, …].
+        So are the outputs, whose rows behind the counts are copied from `values`.
+        """
+        step = self.steps[number]
+        with self._worker() as worker:
+            given: dict[str, Any] = {**values, **self._constants}
+            features = {name for stage in self.steps if not stage.get("rows", True) for name in stage["channels_last"]}
+            for name in step["inputs"]:
+                if name in features:
+                    last = np.ascontiguousarray(values[name].transpose(0, 2, 3, 1))
+                    given[name] = native.narrowed(last, self._feature_type)
+                elif name in self._counts_of:
+                    counts = values[self._counts_of[name]]
+                    packed = np.concatenate([rows[:count] for rows, count in zip(values[name], counts, strict=True)])
+                    if name in step["channels_last"]:
+                        packed = packed.transpose(0, 2, 3, 1)
+                    given[name] = Rows(native.narrowed(np.ascontiguousarray(packed), self._feature_type), counts)
+                elif step.get("op") == "RegionDetections" and name in self._made_by_rows():
+                    counts = values[step["inputs"][-2]]
+                    rows = np.concatenate([rows[:count] for rows, count in zip(values[name], counts, strict=True)])
+                    given[name] = Rows(rows, counts)
+            found = self._step(worker, step, given)
+            outputs = {}
+            for name, value in found.items():
+                if isinstance(value, Rows):
+                    data = native.widened(value.data)
+                    if name in self._counts_of and self._pooled_channels_last(name):
+                        data = data.transpose(0, 3, 1, 2)
+                    padded = values[name].copy()
+                    for image, count in enumerate(value.counts):
+                        padded[image, :count] = Rows(data, value.counts).of(image)
+                    outputs[name] = padded
+                elif name in features:
+                    outputs[name] = native.widened(value).transpose(0, 3, 1, 2)
+                else:
+                    outputs[name] = value.copy()
+            return outputs
+
+    def _made_by_rows(self) -> set[str]:
+        return {name for step in self.steps if step.get("rows") for name in step["outputs"]}
+
+    def _pooled_channels_last(self, name: str) -> bool:
+        return any(name in step.get("channels_last", ()) for step in self.steps)
+
+    @contextmanager
+    def _worker(self) -> Iterator[_Worker]:
+        with self._lock:
+            if self._closed:
+                raise BackendError(f"{self.name}: this predictor is closed; load the bundle again")
+            worker = self._idle.pop() if self._idle else None
+        worker = worker or _Worker({name: stage.session() for name, stage in self._stages.items()})
+        yield worker  # one that an error has passed through is not used again
+        with self._lock:
+            if not self._closed:
+                self._idle.append(worker)
+
+    def close(self) -> None:
+        with self._lock:
+            self._closed = True
+            self._idle.clear()
+            self._stages = {}
+
+    def _step(self, worker: _Worker, step: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+        if "op" in step:
+            return _OPS[step["op"]](self, worker, step, values)
+        if step["rows"]:
+            return self._dense_rows(worker, step, values)
+        return worker.sessions[step["name"]].run({name: values[name] for name in step["inputs"]})
+
+    def _dense_rows(self, worker: _Worker, step: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+        """A stage on rows: packed, and rounded up to one of a few numbers of rows."""
+        (counts_name,) = {self._counts_of[name] for name in step["inputs"] if name in self._counts_of}
+        counts = values[counts_name]
+        rows, slots = int(counts.sum()), self._slots(step, values)
+        if rows == 0:
+            shapes = {name: step["shapes"][name][2:] for name in step["outputs"]}
+            return {name: Rows(np.zeros((0, *shape), np.float32), counts) for name, shape in shapes.items()}
+        bucket = bucket_of(rows, slots, len(counts))
+        feeds = {}
+        for name in step["inputs"]:
+            value = values[name]
+            if isinstance(value, Rows):  # RoI features, in memory that reaches beyond them
+                last = name in step["channels_last"]
+                shape = value.data.shape[1:]
+                whole = worker.memory(name, (bucket, *shape), value.data.dtype)
+                if not np.shares_memory(whole, value.data):
+                    whole[:rows] = value.data
+                whole[rows:] = 0
+                feeds[name] = whole if last else whole.reshape(bucket, 1, *shape)
+            else:
+                whole = worker.memory(name, (bucket, 1, *value.shape[2:]), value.dtype)
+                whole[rows:] = 0
+                packed = np.concatenate([value[n, :count] for n, count in enumerate(counts)])
+                whole[:rows] = packed.reshape(rows, 1, *value.shape[2:])
+                feeds[name] = whole
+        found = worker.sessions[step["name"]].run(feeds)
+        return {name: Rows(value[:rows, 0], counts) for name, value in found.items()}
+
+    def _slots(self, step: Mapping[str, Any], values: Mapping[str, Any]) -> int:
+        """Rows that one image can have at most."""
+        pooled = next(name for name in step["inputs"] if name in self._counts_of)
+        op = next(s for s in self.steps if "op" in s and pooled in s["outputs"])
+        return int(values[op["inputs"][-2]].shape[1])
+
+    def _proposals(self, worker: _Worker, step: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+        *levels, sizes = (values[name] for name in step["inputs"])
+        third = len(levels) // 3
+        found = native.proposals(
+            levels[:third], levels[third : 2 * third], levels[2 * third :], sizes, threads=self.threads,
+            **step["attributes"],
+        )  # fmt: skip
+        return dict(zip(step["outputs"], found, strict=True))
+
+    def _roi_align(self, worker: _Worker, step: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+        *levels, rois, counts = (values[name] for name in step["inputs"])
+        (name,) = step["outputs"]
+        options = dict(step["attributes"])
+        size = (options.pop("output_height"), options.pop("output_width"))
+        last = self._pooled_channels_last(name)
+        channels = levels[0].shape[-1]
+        shape = (*size, channels) if last else (channels, *size)
+        rows = int(counts.sum())
+        bucket = bucket_of(rows, rois.shape[1], len(counts))
+        memory = worker.memory(name, (bucket, *shape), self._feature_type)
+        start = 0
+        for image, count in enumerate(counts):
+            if count:
+                native.roi_align(
+                    [level[image : image + 1] for level in levels],
+                    rois[image : image + 1, :count],
+                    counts[image : image + 1],
+                    output_size=size,
+                    channels_last=last,
+                    aligned=bool(options["aligned"]),
+                    out=memory[None, start : start + count],
+                    threads=self.threads,
+                    **{key: value for key, value in options.items() if key != "aligned"},
+                )
+            start += count
+        return {name: Rows(memory[:rows], counts)}
+
+    def _detections(self, worker: _Worker, step: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+        logits, deltas, rois, counts, sizes = (values[name] for name in step["inputs"])
+        options = {**step["attributes"], "class_agnostic": bool(step["attributes"]["class_agnostic"])}
+        found = [
+            native.detections(
+                logits.of(n)[None], deltas.of(n)[None], rois[n : n + 1, :count], counts[n : n + 1], sizes[n : n + 1],
+                threads=self.threads, **options,
+            )
+            for n, count in enumerate(counts)
+        ]  # fmt: skip
+        whole = [values[0] if len(found) == 1 else np.concatenate(values) for values in zip(*found, strict=True)]
+        return dict(zip(step["outputs"], whole, strict=True))
+
+
+_OPS: dict[str, Callable[..., dict[str, Any]]] = {
+    "RegionProposals": StagedRunner._proposals,
+    "RegionRoiAlign": StagedRunner._roi_align,
+    "RegionDetections": StagedRunner._detections,
+}
+
+
+def bucket_of(rows: int, slots: int, images: int) -> int:
+    """How many rows a stage runs on for `rows` real ones: a multiple of an eighth of the slots, at least 1."""
+    step = -(-slots // _BUCKETS)
+    return max(min(-(-rows // step) * step, slots * images), 1)
+
+
+def checked_stages(artifact: Artifact) -> tuple[Mapping[str, Any], ...]:
+    """The dense stages of a staged artefact. BundleError where the manifest does not describe them as it should."""
+    wanted = {"name": str, "file": str, "inputs": list, "outputs": list, "shapes": dict, "rows": bool,
+              "channels_last": list}  # fmt: skip
+    for stage in artifact.stages:
+        for key, kind in wanted.items():
+            if not isinstance(stage, Mapping) or not isinstance(stage.get(key), kind):
+                raise BundleError(f"manifest: stages: expected {key} of each stage; export the bundle again")
+        if stage["file"] not in artifact.files:
+            raise BundleError(f"manifest: stages: {stage['file']!r} is none of the artefact's files")
+    for op in artifact.ops_between:
+        if not isinstance(op, Mapping) or op.get("op") not in _OPS:
+            found = op.get("op") if isinstance(op, Mapping) else op
+            raise BackendError(
+                f"{artifact}: this version of regionrt knows no op {found!r} between stages; update it, or use the "
+                "form native"
+            )
+        if not all(isinstance(op.get(key), kind) for key, kind in
+                   (("inputs", list), ("outputs", list), ("attributes", dict))):  # fmt: skip
+            raise BundleError(f"manifest: ops_between: {op['op']} is not whole; export the bundle again")
+    return artifact.stages
+
+
+def _is_pooling(op: Mapping[str, Any]) -> bool:
+    return op["op"] == "RegionRoiAlign"
+
+
+def _in_order(
+    stages: list[Mapping[str, Any]], ops: list[Mapping[str, Any]], known: set[str]
+) -> list[Mapping[str, Any]]:
+    """Stages and ops in an order in which each finds its inputs. BundleError where there is none."""
+    have = {*known, "images", "image_sizes"}
+    left = [*stages, *ops]
+    ordered: list[Mapping[str, Any]] = []
+    while left:
+        step = next((s for s in left if have.issuperset(s["inputs"])), None)
+        if step is None:
+            missing = sorted({name for s in left for name in s["inputs"]} - have)
+            raise BundleError(f"manifest: stages: nothing gives {', '.join(missing)}; export the bundle again")
+        ordered.append({"name": f"{step['op']}_{len(ordered)}", **step} if "op" in step else step)
+        have.update(step["outputs"])
+        left.remove(step)
+    return ordered
+
+
+def _read_constants(manifest: Manifest, artifact: Artifact) -> dict[str, np.ndarray]:
+    """Inputs of ops that never change, from the artefact's .npz."""
+    found: dict[str, np.ndarray] = {}
+    for name in artifact.files:
+        if name.endswith(".npz"):
+            try:
+                with np.load(manifest.path(name), allow_pickle=False) as arrays:
+                    found |= {key: np.ascontiguousarray(arrays[key]) for key in arrays.files}
+            except (OSError, ValueError) as error:
+                raise BundleError(
+                    f"{manifest.path(name)}: expected arrays: {error}; export the bundle again"
+                ) from error
+    return found

@@ -1,0 +1,37 @@
+"""Region ops on the CPU, compiled from plugins/*/cpu.cpp and called through ctypes; without the library, in NumPy.
+
+Every op takes and gives NumPy arrays, checks types, shapes and ranges (ValueError), copies an input only where it is
+not in C order, writes to `out` where one is given, and may be called from several threads at once: it holds neither the
+GIL nor a lock while it computes. The number of `threads` never changes a result. Which variant computes (AVX-512, AVX2,
+baseline, NumPy) changes it in the last bits of `roi_align` only.
+"""
+
+from __future__ import annotations
+
+from .arrays import narrowed, widened
+from .bilinear import resize_bilinear
+from .detections import DetectionArrays, detections
+from .library import About, about, usable_variants, using
+from .masks import paste_crops, paste_masks, paste_rles
+from .nms import nms
+from .proposals import Proposals, proposals
+from .roi_align import roi_align
+
+__all__ = [
+    "About",
+    "DetectionArrays",
+    "Proposals",
+    "about",
+    "detections",
+    "narrowed",
+    "nms",
+    "paste_crops",
+    "paste_masks",
+    "paste_rles",
+    "proposals",
+    "resize_bilinear",
+    "roi_align",
+    "usable_variants",
+    "using",
+    "widened",
+]
