@@ -68,6 +68,8 @@ REGIONRT_DEVICE bfloat16_t from_float<bfloat16_t>(float value) {
     return {(uint16_t)((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16)};                  // to nearest, ties to even
 }
 
+REGIONRT_DEVICE float infinity() { return bits_as<float>(0x7f800000u); }
+
 // Scalars reach a kernel as int32, because TensorRT's plugins pass nothing else: a float travels as its bits.
 REGIONRT_DEVICE float float_of(int32_t bits) { return bits_as<float>(bits); }
 

@@ -92,7 +92,7 @@ template <int V, bool Kept, class Read>
 REGIONRT_DEVICE void pool(const RoiShared& shared, const Bins& bins, int32_t row, int32_t column, bool maximum,
                           float (&result)[V], const Read& read) {
     const int32_t samples_y = bins.samples_y, samples_x = bins.samples_x;
-    const float first = maximum ? -__builtin_inff() : 0.0f;
+    const float first = maximum ? -infinity() : 0.0f;
     REGIONRT_UNROLL
     for (int v = 0; v < V; ++v) result[v] = first;
     REGIONRT_ROLLED

@@ -37,7 +37,7 @@ def bits(value: float) -> np.int32:
 
 
 def launch(op: str, kernel: str, grid: Sequence[int], block: int, arguments: Sequence[Any]) -> None:
-    """Arrays go as their addresses, numbers as int32, structures as they are. The threads run in both orders in turn."""
+    """Arrays go as their addresses, numbers as int32, structures as they are."""
     loaded = library(op)
     values = [
         ctypes.c_void_p(a.ctypes.data)
@@ -53,7 +53,7 @@ def launch(op: str, kernel: str, grid: Sequence[int], block: int, arguments: Seq
 
 @pytest.fixture(params=["ascending", "descending"])
 def thread_order(request: pytest.FixtureRequest) -> str:
-    """Runs a test with the threads in both orders: what a missing barrier would let pass in one shows in the other."""
+    """Runs a test with the threads in both orders: a missing barrier shows in one of them."""
     for op in ("roi_align", "nms", "proposals", "detections", "mask_paste"):
         if (PLUGINS / op / "kernel.cu").exists():
             library(op).regionrt_thread_order(request.param == "descending")
