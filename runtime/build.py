@@ -23,6 +23,7 @@ from .bundle import MANIFEST, Artifact, Manifest, sha256_of
 from .errors import BackendError, BundleError
 
 ENGINES = "engines"
+HARDWARE_LEVELS = ("same_compute_capability", "ampere_plus")
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,13 @@ class BuildOptions:
     compute_capability: GPUs to build for, such as ("8.6", "8.9"); RTX only; (): 8.0 and all newer that it knows.
     optimization_level: 0 (quick to build) to 5 (quick to run); None: the library's own.
     workspace_mib: memory that a layer may use while it runs; None: the library's own limit.
+    version_compatible: later versions of the same major TensorRT execute it too, and so does the lean runtime. It
+        then carries code for the host (a lean runtime of its own), unless `exclude_lean_runtime`.
+    hardware_compatibility: "same_compute_capability" or "ampere_plus" (8.0 and newer), at the price of some speed;
+        None: the GPU it is built on. RTX has compute_capability instead.
+    refittable: the weights can be changed without building again.
+    timing_cache: a file that keeps what was measured, so that the next build is quicker and chooses the same; made if
+        it is not there. Full TensorRT only.
     timeout_s: for each engine; then the build is stopped.
     verbose: TensorRT's messages go to standard error.
     """
@@ -56,6 +64,11 @@ class BuildOptions:
     compute_capability: tuple[str, ...] = ()
     optimization_level: int | None = None
     workspace_mib: int | None = None
+    version_compatible: bool = False
+    exclude_lean_runtime: bool = False
+    hardware_compatibility: str | None = None
+    refittable: bool = False
+    timing_cache: Path | None = None
     timeout_s: float = 3600.0
     verbose: bool = False
 
@@ -73,8 +86,32 @@ class BuildOptions:
             raise ValueError(f"optimization_level {self.optimization_level}: expected 0 to 5")
         if self.workspace_mib is not None and self.workspace_mib < 1:
             raise ValueError(f"workspace_mib {self.workspace_mib}: expected at least 1")
+        if self.exclude_lean_runtime and not self.version_compatible:
+            raise ValueError("exclude_lean_runtime: only a version-compatible engine holds a lean runtime")
+        if self.hardware_compatibility not in (None, *HARDWARE_LEVELS):
+            raise ValueError(
+                f"hardware_compatibility {self.hardware_compatibility!r}: expected {' or '.join(HARDWARE_LEVELS)}"
+            )
         if not self.timeout_s > 0:
             raise ValueError(f"timeout_s {self.timeout_s}: expected more than 0")
+
+    def arguments(self) -> list[str]:
+        """The options of `regionrt build` that give the same engine, but for `--ops`."""
+        words: list[str] = []
+        for option, value in (
+            ("--compute-capability", ",".join(self.compute_capability)),
+            ("--optimization-level", self.optimization_level),
+            ("--workspace", self.workspace_mib),
+            ("--hardware-compatibility", self.hardware_compatibility),
+        ):
+            if value not in (None, ""):
+                words += [option, str(value)]
+        flags = (
+            ("--version-compatible", self.version_compatible),
+            ("--exclude-lean-runtime", self.exclude_lean_runtime),
+            ("--refittable", self.refittable),
+        )
+        return words + [option for option, wanted in flags if wanted]
 
 
 DEFAULT_OPTIONS = BuildOptions()
@@ -104,10 +141,11 @@ def build_engines(
         BackendError: TensorRT is missing, refuses the graph, runs out of memory or time, crashes, or built another
             precision than the artefact names.
         OutputError: the disk is full or cannot be written to.
-        ValueError: an unknown target.
+        ValueError: an unknown target, or an option that it does not have.
     """
     if target not in TARGETS:
         raise ValueError(f"target {target!r}: expected {' or '.join(TARGETS)}")
+    _check_target(target, options)
     bundle = Path(bundle)
     manifest = Manifest.read(bundle)
     sources = _sources(manifest, target, options)
@@ -143,6 +181,18 @@ def build_engines(
     return [artifact for artifact in Manifest.read(bundle).artifacts if artifact.files[0] in names]
 
 
+def _check_target(target: str, options: BuildOptions) -> None:
+    if target != "tensorrt-rtx":
+        return
+    for option, instead in (
+        ("version_compatible", "build it with the version that will execute it"),
+        ("hardware_compatibility", "compute_capability says which GPUs execute it"),
+        ("timing_cache", "it measures nothing when it builds"),
+    ):
+        if getattr(options, option):
+            raise ValueError(f"{option}: {target} does not have it: {instead}")
+
+
 def _sources(manifest: Manifest, target: str, options: BuildOptions) -> list[Artifact]:
     """The ONNX artefacts to build from: all precisions of the first form that the target takes and the bundle has."""
     forms = TARGETS[target].forms if options.ops is None else (options.ops,)
@@ -170,6 +220,12 @@ def _job(manifest: Manifest, source: Artifact, target: str, options: BuildOption
         "compute_capability": list(options.compute_capability),
         "optimization_level": options.optimization_level,
         "workspace_mib": options.workspace_mib,
+        "version_compatible": options.version_compatible,
+        "exclude_lean_runtime": options.exclude_lean_runtime,
+        "hardware_compatibility": options.hardware_compatibility,
+        "refittable": options.refittable,
+        "timing_cache": None if options.timing_cache is None else str(options.timing_cache.absolute()),
+        "options": options.arguments(),
         "verbose": options.verbose,
     }
 
@@ -210,6 +266,11 @@ def _entry(
         "engine": {
             "flavour": job["target"],
             **facts,
+            "version_compatible": job["version_compatible"],
+            "host_code": job["version_compatible"] and not job["exclude_lean_runtime"],
+            "hardware_compatibility": job["hardware_compatibility"] or "none",
+            "refittable": job["refittable"],
+            "options": job["options"],
             "os": platform.system(),
             "machine": platform.machine(),
             "precision": source.precision,

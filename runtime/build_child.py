@@ -18,6 +18,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from .atomic import replace_file
 from .cuda_devices import cuda_devices
 from .engine_layers import count_by_kind, parse_layers, prove_precision
 from .errors import BackendError
@@ -65,10 +66,12 @@ def build(job: dict[str, Any], answer: Answer) -> dict[str, Any]:
     _parse(parser, network, job["onnx"])
     convolutions = _convolutions(trt, network)
     config = _config(trt, builder, network, job)
+    _load_timing_cache(config, job["timing_cache"])
     config.progress_monitor = _monitor(trt, answer)
     serialized = builder.build_serialized_network(network, config)
     if serialized is None:
         raise BackendError(f"TensorRT could not build the engine{_blame(trt, network)}: {log.last_errors()}")
+    _keep_timing_cache(config, job["timing_cache"])
     engine = bytes(serialized)
     layers = parse_layers(log.layers or _inspect(trt, log, engine))
     proof = prove_precision(layers, convolutions, job["precision"])
@@ -83,6 +86,7 @@ def build(job: dict[str, Any], answer: Answer) -> dict[str, Any]:
         "devices": devices,
         "layer_types": count_by_kind(layers),
         "proof": proof,
+        "data_dependent_shapes": _data_dependent(trt, network),
         "tf32": config.get_flag(trt.BuilderFlag.TF32),
         "build_seconds": round(time.monotonic() - started, 2),
         "engine_bytes": len(engine),
@@ -135,6 +139,7 @@ def _config(trt: ModuleType, builder: Any, network: Any, job: dict[str, Any]) ->
         config.num_compute_capabilities = len(job["compute_capability"])
         for index, member in enumerate(_capability_members(trt, job["compute_capability"])):
             config.set_compute_capability(member, index)
+    _set_flags(trt, config, job)
     inputs = {network.get_input(index).name for index in range(network.num_inputs)}
     for shapes in job["profiles"]:
         if shapes.keys() != inputs:
@@ -148,6 +153,50 @@ def _config(trt: ModuleType, builder: Any, network: Any, job: dict[str, Any]) ->
         if config.add_optimization_profile(profile) < 0:
             raise BackendError(f"TensorRT refuses the profile {shapes}: do its sizes fit the ONNX file's inputs?")
     return config
+
+
+def _set_flags(trt: ModuleType, config: Any, job: dict[str, Any]) -> None:
+    flags = {
+        "version_compatible": "VERSION_COMPATIBLE",
+        "exclude_lean_runtime": "EXCLUDE_LEAN_RUNTIME",
+        "refittable": "REFIT",
+    }
+    for option, flag in flags.items():
+        if job[option]:
+            config.set_flag(getattr(trt.BuilderFlag, flag))
+    if job["hardware_compatibility"] is not None:
+        levels = trt.HardwareCompatibilityLevel.__members__
+        level = job["hardware_compatibility"].upper()
+        if level not in levels:
+            raise BackendError(
+                f"{trt.__name__} {trt.__version__} has no hardware compatibility {job['hardware_compatibility']!r}: "
+                f"it knows {', '.join(name.lower() for name in levels)}"
+            )
+        config.hardware_compatibility_level = levels[level]
+
+
+def _load_timing_cache(config: Any, path: str | None) -> None:
+    """What was measured before; a cache of another GPU or version is refused by TensorRT, and begun anew."""
+    if path is None:
+        return
+    known = Path(path).read_bytes() if Path(path).exists() else b""
+    for data in (known, b"") if known else (b"",):
+        cache = config.create_timing_cache(data)
+        if cache is not None and config.set_timing_cache(cache, False):
+            return
+    raise BackendError(f"{path}: TensorRT takes no timing cache here; leave --timing-cache out")
+
+
+def _keep_timing_cache(config: Any, path: str | None) -> None:
+    if path is not None:
+        with replace_file(Path(path)) as temporary:
+            temporary.write_bytes(bytes(config.get_timing_cache().serialize()))
+
+
+def _data_dependent(trt: ModuleType, network: Any) -> bool:
+    """Whether sizes or the number of steps inside depend on the data: such an engine is no CUDA graph."""
+    kinds = {getattr(trt.LayerType, name, None) for name in ("NMS", "NON_ZERO", "TRIP_LIMIT", "CONDITION")}
+    return any(network.get_layer(index).type in kinds for index in range(network.num_layers))
 
 
 def known_capabilities(trt: ModuleType) -> dict[str, Any]:

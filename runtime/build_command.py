@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from .build import DEFAULT_OPTIONS, TARGETS, BuildOptions, build_engines
+from .build import DEFAULT_OPTIONS, HARDWARE_LEVELS, TARGETS, BuildOptions, build_engines
 from .bundle import Artifact
 from .errors import RegionRTError
 
@@ -29,6 +29,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     start = "\n" if show else ""  # leaves the line of the progress
     try:
         artifacts = build_engines(asked.bundle, asked.target, options, show)
+    except ValueError as error:
+        print(f"regionrt build: error: {error}", file=sys.stderr)
+        return EXIT_USAGE
     except KeyboardInterrupt:
         print(f"{start}interrupted, the bundle is as it was", file=sys.stderr)
         return EXIT_INTERRUPTED
@@ -53,6 +56,11 @@ def _options(parser: argparse.ArgumentParser, asked: argparse.Namespace) -> Buil
             compute_capability=tuple(filter(None, (part.strip() for part in asked.compute_capability.split(",")))),
             optimization_level=asked.optimization_level,
             workspace_mib=asked.workspace,
+            version_compatible=asked.version_compatible,
+            exclude_lean_runtime=asked.exclude_lean_runtime,
+            hardware_compatibility=asked.hardware_compatibility,
+            refittable=asked.refittable,
+            timing_cache=asked.timing_cache,
             timeout_s=asked.timeout,
             verbose=asked.verbose,
         )
@@ -73,6 +81,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--optimization-level", type=int, metavar="0-5", help="default: the library's own")
     parser.add_argument("--workspace", type=int, metavar="MIB", help="memory for one layer; default: the library's own")
+    parser.add_argument("--version-compatible", action="store_true", help="later versions (same major) execute it too")
+    parser.add_argument(
+        "--exclude-lean-runtime", action="store_true", help="a version-compatible engine without host code"
+    )
+    parser.add_argument(
+        "--hardware-compatibility", choices=HARDWARE_LEVELS, help="other GPUs execute it too (tensorrt)"
+    )
+    parser.add_argument("--refittable", action="store_true", help="its weights can be changed later")
+    parser.add_argument("--timing-cache", type=Path, metavar="FILE", help="keeps what was measured (tensorrt)")
     parser.add_argument(
         "--timeout", type=float, default=DEFAULT_OPTIONS.timeout_s, metavar="S", help="default: %(default)g"
     )

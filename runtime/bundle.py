@@ -7,14 +7,13 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
 from types import NoneType
 from typing import Any, TypedDict
 
 from .errors import BundleError
 from .image import Canvas
-from .machine import why_no_driver
+from .preflight import why_not
 
 FORMAT = "regionrt-bundle/1"
 MANIFEST = "manifest.json"
@@ -22,9 +21,6 @@ TASKS = ("detection", "instance-segmentation")
 MAX_TEXT_BYTES = 16 * 1024 * 1024
 """Largest manifest or label file that is read into memory."""
 THRESHOLDS = ("score", "nms", "detections", "proposals", "proposal_nms", "candidates")
-RUNNABLE = {"onnxruntime": ("native", "portable", "staged"), "openvino": ("staged",)}
-"""Forms that each backend executes."""
-_ENGINE_LIBRARIES = {"tensorrt-rtx": "tensorrt_rtx", "tensorrt": "tensorrt"}
 _REQUIRED = {"format", "task", "model", "labels_file", "canvas", "thresholds", "files", "artifacts"}
 
 
@@ -124,9 +120,13 @@ class Manifest:
             _expect(isinstance(data.get(name), (str, NoneType)), f"manifest: {name}", "a text or null", data.get(name))
         _expect(isinstance(data.get("versions", {}), Mapping), "manifest: versions", "an object", data.get("versions"))
         files = {name: _file_entry(name, entry) for name, entry in data["files"].items()}
-        for name, entry in files.items():
-            _check_size(folder, name, entry)
         artifacts = tuple(Artifact.from_json(entry) for entry in data["artifacts"])
+        engines = {artifact.files[0] for artifact in artifacts if artifact.engine is not None}
+        for name, entry in files.items():
+            if name in engines:
+                inside(folder, name)  # its own artefact's matter: it can be built again, `preflight` tells
+            else:
+                _check_size(folder, name, entry)
         labels_file = data["labels_file"]
         for name in [labels_file, *(name for artifact in artifacts for name in artifact.files)]:
             _expect(isinstance(name, str) and name in files, "manifest", f"{name!r} listed under files", "it is not")
@@ -181,31 +181,9 @@ class Manifest:
                     f"found {found[:12]}…; copy or export the bundle again"
                 )
 
-    def preflight(self, artifact: Artifact) -> str | None:
-        """Why `artifact` cannot run on this machine with this version of regionrt, in one phrase; None if it can."""
-        if artifact.backend in RUNNABLE:
-            if artifact.form not in RUNNABLE[artifact.backend]:
-                return f"this version of regionrt does not execute the form {artifact.form!r} in {artifact.backend}"
-            if find_spec(artifact.backend) is None:
-                extra = {"onnxruntime": "ort"}.get(artifact.backend, artifact.backend)
-                return f"the library {artifact.backend} is not installed (pip install 'regionrt[{extra}]')"
-            return None
-        if artifact.backend in _ENGINE_LIBRARIES:
-            return _why_no_engine(artifact)
-        return f"this version of regionrt does not execute the backend {artifact.backend!r}"
-
-
-def _why_no_engine(artifact: Artifact) -> str:
-    """Everything that stands in the way, so that a user does not mend one thing only to meet the next."""
-    reasons = []
-    library = _ENGINE_LIBRARIES[artifact.backend]
-    if find_spec(library) is None:
-        reasons.append(f"the library {library} is not installed")
-    no_driver = why_no_driver()
-    if no_driver is not None:
-        reasons.append(no_driver)
-    reasons.append(f"this version of regionrt builds {artifact.backend} engines but does not execute them yet")
-    return "; ".join(reasons)
+    def preflight(self, artifact: Artifact, allow_host_code: bool = False) -> str | None:
+        """Why `artifact` cannot run on this machine with this version of regionrt, in one line; None if it can."""
+        return why_not(self, artifact, allow_host_code)
 
 
 def inside(folder: Path, name: str) -> Path:

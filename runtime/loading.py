@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 from . import native
 from .backends import Runner
 from .bundle import Artifact, Manifest
-from .errors import BackendError
+from .errors import BackendError, BundleError
 from .predictor import Predictor, check_score
+from .preflight import LIBRARIES, rebuild_command, why_not_this_gpu, why_not_this_library
 from .tuning import in_measured_order
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ def load(
     *,
     form: str | None = None,
     precision: str | None = None,
+    allow_host_code: bool = False,
 ) -> Predictor:
     """Opens a bundle for inference.
 
@@ -39,6 +41,7 @@ def load(
         threads: CPU threads; None takes one per usable physical core.
         form, precision: only artefacts of this form ("staged", "native", "portable") or precision ("fp32", "fp16",
             "bf16").
+        allow_host_code: also engines that bring code for the host, which runs with the rights of this process.
 
     Raises:
         BundleError: the folder is no whole bundle, or `score_threshold` is below what it was exported with.
@@ -51,18 +54,19 @@ def load(
     wanted = [artifact for artifact in ordered if _wanted(artifact, backend, form, precision)]
     skipped: list[dict[str, Any]] = []
     for place, artifact in enumerate(wanted):
-        why = manifest.preflight(artifact)
+        why = manifest.preflight(artifact, allow_host_code=allow_host_code)
         if why is None:
-            manifest.verify_files(artifact.files)
             try:
-                runner = runner_for(manifest, artifact, threads)
+                _verify(manifest, artifact)
+                runner = runner_for(manifest, artifact, threads, allow_host_code)
             except BackendError as error:
                 why = str(error)
                 if backend == "auto":
                     warnings.warn(f"{path}: {artifact} is left out: {why}", stacklevel=2)
             else:
                 later = [
-                    _left_out(a, manifest.preflight(a) or "comes later in the bundle") for a in wanted[place + 1 :]
+                    _left_out(a, manifest.preflight(a, allow_host_code=allow_host_code) or "comes later in the bundle")
+                    for a in wanted[place + 1 :]
                 ]
                 about = {"order": "the bundle's" if measured is None else "autotune's", "skipped": skipped + later}
                 return _predictor(manifest, artifact, runner, score_threshold, about)
@@ -86,7 +90,19 @@ def _wanted(artifact: Artifact, backend: str, form: str | None, precision: str |
     return all(value is None or getattr(artifact, name) == value for name, value in asked.items())
 
 
-def runner_for(manifest: Manifest, artifact: Artifact, threads: int | None = None) -> Runner:
+def _verify(manifest: Manifest, artifact: Artifact) -> None:
+    """A changed engine is built again, so it is no reason against the rest of the bundle; a changed ONNX file is."""
+    try:
+        manifest.verify_files(artifact.files)
+    except BundleError as error:
+        if artifact.engine is None:
+            raise
+        raise BackendError(f"{error}, or build it again: {rebuild_command(manifest, artifact)}") from error
+
+
+def runner_for(
+    manifest: Manifest, artifact: Artifact, threads: int | None = None, allow_host_code: bool = False
+) -> Runner:
     """What executes `artifact`. A new backend adds its branch here, and its answer to `Manifest.preflight`.
 
     Raises BackendError (the engine refuses it) or BundleError (the artefact is not described as it should be).
@@ -99,6 +115,8 @@ def runner_for(manifest: Manifest, artifact: Artifact, threads: int | None = Non
         from .backends.staged import StagedRunner
 
         return StagedRunner(manifest, artifact, _stage_engine(artifact, threads))
+    if artifact.backend in LIBRARIES:
+        return _engine_runner(manifest, artifact, allow_host_code)
     raise BackendError(f"this version of regionrt does not execute the backend {artifact.backend!r}")
 
 
@@ -114,6 +132,28 @@ def _stage_engine(artifact: Artifact, threads: int | None) -> StageEngine:
     raise BackendError(f"this version of regionrt does not execute {artifact}")
 
 
+def _engine_runner(manifest: Manifest, artifact: Artifact, allow_host_code: bool) -> Runner:
+    from .backends.cuda import open_cuda
+    from .backends.tensorrt import TensorRTRunner, import_library
+
+    certificate = artifact.engine or {}
+    cuda = open_cuda()
+    trt = import_library(artifact.backend)
+    again = f"build it again: {rebuild_command(manifest, artifact, cuda.compute_capability)}"
+    differences = (
+        why_not_this_library(certificate, trt.__version__),
+        why_not_this_gpu(certificate, cuda.compute_capability, cuda.device_name),
+    )
+    why = "; ".join(filter(None, differences))
+    if why:
+        raise BackendError(f"{why}; {again}")
+    try:
+        path = manifest.path(artifact.files[0])
+        return TensorRTRunner(path, artifact.backend, certificate, allow_host_code=allow_host_code, cuda=cuda, trt=trt)
+    except BackendError as error:
+        raise BackendError(f"{error}; if it does not fit this machine, {again}") from error
+
+
 def _predictor(
     manifest: Manifest, artifact: Artifact, runner: Runner, score_threshold: float | None, how: dict[str, Any]
 ) -> Predictor:
@@ -125,6 +165,7 @@ def _predictor(
         "precision": artifact.precision,
         "files": list(artifact.files),
         "threads": getattr(runner, "threads", None),
+        **getattr(runner, "about", {}),
         **how,
     }
     return Predictor(
@@ -133,7 +174,9 @@ def _predictor(
         manifest.labels,
         manifest.thresholds,
         score_threshold=score_threshold,
-        max_batch=min(manifest.max_batch or DEFAULT_MAX_BATCH, DEFAULT_MAX_BATCH),
+        max_batch=min(
+            manifest.max_batch or DEFAULT_MAX_BATCH, DEFAULT_MAX_BATCH, getattr(runner, "max_batch", DEFAULT_MAX_BATCH)
+        ),
         about=about,
     )
 

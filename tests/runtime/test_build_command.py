@@ -36,17 +36,41 @@ def test_options_arrive(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[object] = []
     monkeypatch.setattr(build_command, "build_engines", lambda *given: seen.extend(given) or [])
     words = "b --target tensorrt --ops portable --optimization-level 4 --workspace 512 --timeout 9 --verbose --json"
+    words += " --version-compatible --exclude-lean-runtime --hardware-compatibility ampere_plus --refittable"
+    words += " --timing-cache measured"
     assert build_command.main(words.split()) == 0
     assert seen == [
         Path("b"),
         "tensorrt",
-        BuildOptions(ops="portable", optimization_level=4, workspace_mib=512, timeout_s=9.0, verbose=True),
+        BuildOptions(
+            ops="portable",
+            optimization_level=4,
+            workspace_mib=512,
+            version_compatible=True,
+            exclude_lean_runtime=True,
+            hardware_compatibility="ampere_plus",
+            refittable=True,
+            timing_cache=Path("measured"),
+            timeout_s=9.0,
+            verbose=True,
+        ),
         None,
     ]
 
 
 @pytest.mark.parametrize(
-    "words", ["b --ops plugin", "b --target cuda", "b --compute-capability 86", "b --optimization-level 9", ""]
+    "words",
+    [
+        "b --ops plugin",
+        "b --target cuda",
+        "b --compute-capability 86",
+        "b --optimization-level 9",
+        "",
+        "b --exclude-lean-runtime",
+        "b --version-compatible",
+        "b --hardware-compatibility ampere_plus",
+        "b --timing-cache x",
+    ],
 )
 def test_wrong_use_ends_with_two(words: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert build_command.main(words.split()) == 2

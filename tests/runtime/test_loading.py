@@ -13,6 +13,7 @@ from fake_detector import fake_artifact, fake_manifest, fake_model, photo_with, 
 import regionrt.runtime as rt
 from regionrt.runtime.backends.onnxruntime import OnnxRuntimeRunner
 
+pytestmark = pytest.mark.usefixtures("no_gpu")
 ORT = fake_artifact("onnxruntime", "native", ["native.onnx", "weights.bin"])
 
 
@@ -34,12 +35,12 @@ def test_auto_skips_engines_and_says_why(bundle: Path) -> None:
         (skipped,) = predict.about["skipped"]
         assert len(predict(photo_with(96, 128, red=(0, 0, 50, 50)))) == 1
     assert skipped["backend"] == "tensorrt-rtx"
-    assert "does not execute them yet" in skipped["why"]
+    assert "no NVIDIA GPU driver" in skipped["why"]
 
 
 def test_an_engine_asked_for_by_name_is_an_error(bundle: Path) -> None:
     with_artifacts(bundle, fake_artifact("tensorrt-rtx", "portable", ["engines/a.engine"]), ORT)
-    with pytest.raises(rt.BackendError, match=r"asked for tensorrt-rtx.*does not execute them yet") as caught:
+    with pytest.raises(rt.BackendError, match=r"asked for tensorrt-rtx.*no NVIDIA GPU driver") as caught:
         rt.load(bundle, backend="tensorrt-rtx")
     assert "\n" not in str(caught.value)
 
@@ -68,7 +69,7 @@ def test_the_first_artefact_that_runs_wins(bundle: Path) -> None:
         assert predict.about["form"] == "portable"
         assert [entry["form"] for entry in predict.about["skipped"]] == ["native", "portable"]
         assert predict.about["skipped"][0]["why"] == "comes later in the bundle"
-        assert "does not execute them yet" in predict.about["skipped"][1]["why"]
+        assert "no NVIDIA GPU driver" in predict.about["skipped"][1]["why"]
 
 
 def test_one_that_the_engine_refuses_is_left_out_aloud(bundle: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from fake_detector import LABELS, fake_artifact, fake_manifest, write_manifest
 
-from regionrt.runtime import bundle as bundle_module
+from regionrt.runtime import preflight
 from regionrt.runtime.bundle import MAX_TEXT_BYTES, Artifact, Manifest, is_bundle
 from regionrt.runtime.errors import BundleError
 from regionrt.runtime.image import Canvas
@@ -252,19 +252,19 @@ def test_preflight_says_what_is_missing(shared_bundle: Path, monkeypatch: pytest
     manifest = Manifest.read(shared_bundle)
     engine = Artifact("tensorrt-rtx", "portable", "fp16", ("engines/a.engine",))
     libraries: set[str] = set()
-    monkeypatch.setattr(bundle_module, "find_spec", lambda name: name if name in libraries else None)
-    monkeypatch.setattr(bundle_module, "why_no_driver", lambda: "no NVIDIA GPU driver")
+    monkeypatch.setattr(preflight, "find_spec", lambda name: name if name in libraries else None)
+    monkeypatch.setattr(preflight, "why_no_driver", lambda: "no NVIDIA GPU driver")
     assert "onnxruntime is not installed (pip install" in str(manifest.preflight(manifest.artifacts[0]))
     why = str(manifest.preflight(engine))
     assert why.split("; ") == [
-        "the library tensorrt_rtx is not installed",
+        "the library tensorrt_rtx is not installed (pip install 'regionrt[rtx]' cuda-python)",
+        "neither cuda-python nor pycuda is installed (pip install cuda-python)",
         "no NVIDIA GPU driver",
-        "this version of regionrt builds tensorrt-rtx engines but does not execute them yet",
     ]
-    libraries.add("tensorrt_rtx")
-    assert "not installed" not in str(manifest.preflight(engine))
-    monkeypatch.setattr(bundle_module, "why_no_driver", lambda: None)
-    assert str(manifest.preflight(engine)).startswith("this version of regionrt builds")
+    libraries |= {"tensorrt_rtx", "pycuda"}
+    assert manifest.preflight(engine) == "no NVIDIA GPU driver"
+    monkeypatch.setattr(preflight, "why_no_driver", lambda: None)
+    assert manifest.preflight(engine) is None
     assert "tensorrt is not installed" in str(manifest.preflight(Artifact("tensorrt", "native", "fp32", ("a",))))
 
 

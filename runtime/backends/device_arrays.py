@@ -1,0 +1,118 @@
+"""Arrays that lie on the GPU already: their address, by `__cuda_array_interface__` or DLPack, without a copy.
+
+`__cuda_array_interface__` version 3 (Numba's documentation) says on which stream the data is made; DLPack (dmlc, v0.8)
+makes the producer wait instead.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from regionrt.runtime.errors import BackendError
+
+_DEVICE_CUDA, _DEVICE_CUDA_MANAGED = 2, 13  # DLDeviceType
+_DLPACK_KINDS = {0: "int", 1: "uint", 2: "float"}
+
+
+@dataclass(frozen=True)
+class DeviceArray:
+    """C-contiguous data on the GPU. `owner` keeps it alive; `release` gives it back and may be called once."""
+
+    address: int
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    owner: Any
+    release: Callable[[], None]
+
+
+def on_device(value: Any) -> bool:
+    """Whether `value` offers its data on a GPU; False for NumPy arrays, which DLPack shows on the CPU."""
+    if isinstance(value, np.ndarray):
+        return False
+    return hasattr(value, "__cuda_array_interface__") or (
+        hasattr(value, "__dlpack__") and value.__dlpack_device__()[0] in (_DEVICE_CUDA, _DEVICE_CUDA_MANAGED)
+    )
+
+
+def device_array(value: Any, stream: int, synchronize: Callable[[int], None]) -> DeviceArray:
+    """The data of `value`, ready to be read on `stream`. BackendError if it is not C-contiguous."""
+    if hasattr(value, "__cuda_array_interface__"):
+        return _from_interface(value, synchronize)
+    return _from_dlpack(value, stream)
+
+
+def _from_interface(value: Any, synchronize: Callable[[int], None]) -> DeviceArray:
+    face = value.__cuda_array_interface__
+    shape, dtype = tuple(face["shape"]), np.dtype(face["typestr"])
+    strides = face.get("strides")
+    if strides is not None and not _in_c_order(shape, tuple(strides), dtype.itemsize):
+        raise BackendError(_not_contiguous(shape, strides))
+    made_on = face.get("stream")
+    if made_on is not None:
+        synchronize(made_on)
+    return DeviceArray(face["data"][0], shape, dtype, value, lambda: None)
+
+
+def _in_c_order(shape: tuple[int, ...], strides: tuple[int, ...], step: int) -> bool:
+    for size, stride in zip(reversed(shape), reversed(strides), strict=True):
+        if size > 1 and stride != step:  # along an axis of one the stride says nothing
+            return False
+        step *= size
+    return True
+
+
+class _Tensor(ctypes.Structure):
+    """DLTensor of dlpack.h."""
+
+    _fields_ = (
+        ("data", ctypes.c_void_p),
+        ("device_type", ctypes.c_int32),
+        ("device_id", ctypes.c_int32),
+        ("ndim", ctypes.c_int32),
+        ("code", ctypes.c_uint8),
+        ("bits", ctypes.c_uint8),
+        ("lanes", ctypes.c_uint16),
+        ("shape", ctypes.POINTER(ctypes.c_int64)),
+        ("strides", ctypes.POINTER(ctypes.c_int64)),
+        ("byte_offset", ctypes.c_uint64),
+    )
+
+
+class _Managed(ctypes.Structure):
+    """DLManagedTensor of dlpack.h."""
+
+
+_Deleter = ctypes.CFUNCTYPE(None, ctypes.POINTER(_Managed))
+_Managed._fields_ = (("tensor", _Tensor), ("context", ctypes.c_void_p), ("deleter", _Deleter))
+
+_pointer_of = ctypes.pythonapi.PyCapsule_GetPointer
+_pointer_of.restype, _pointer_of.argtypes = ctypes.c_void_p, (ctypes.py_object, ctypes.c_char_p)
+
+
+def _from_dlpack(value: Any, stream: int) -> DeviceArray:
+    # The capsule stays unconsumed: it calls the deleter itself when it goes, at `release` or with the array.
+    held = [value.__dlpack__(stream=stream)]
+    tensor = ctypes.cast(_pointer_of(held[0], b"dltensor"), ctypes.POINTER(_Managed)).contents.tensor
+    shape = tuple(tensor.shape[i] for i in range(tensor.ndim))
+    if tensor.strides:
+        strides = tuple(tensor.strides[i] for i in range(tensor.ndim))
+        if not _in_c_order(shape, strides, 1):
+            raise BackendError(_not_contiguous(shape, strides))
+    kind = _DLPACK_KINDS.get(tensor.code)
+    if kind is None or tensor.lanes != 1:
+        raise BackendError(f"an array on the GPU of DLPack type {tensor.code} ({tensor.bits} bit): expected numbers")
+    return DeviceArray(
+        (tensor.data or 0) + tensor.byte_offset, shape, np.dtype(f"{kind}{tensor.bits}"), held, held.clear
+    )
+
+
+def _not_contiguous(shape: tuple[int, ...], strides: Any) -> str:
+    return (
+        f"an array on the GPU of shape {list(shape)} with strides {list(strides)}: expected C order without gaps; "
+        "copy it first (.contiguous() in torch)"
+    )
