@@ -22,7 +22,12 @@ def bench(
         list[Path] | None, typer.Argument(metavar="[BUNDLE…]", help="may be none: PyTorch alone")
     ] = None,
     *,
-    out: Annotated[Path, typer.Option(metavar="REPORT", help="folder for report.json, report.md, report.html")],
+    out: Annotated[
+        Path | None, typer.Option(metavar="REPORT", help="folder for report.json, report.md, report.html")
+    ] = None,
+    autotune: Annotated[
+        bool, typer.Option("--autotune", help="only find each bundle's fastest artefact here, and keep that")
+    ] = False,
     checkpoint: Annotated[Path | None, typer.Option(help="the PyTorch baseline")] = None,
     data: Annotated[str | None, typer.Option("--data", metavar="DIR", help="without it: latency only")] = None,
     split: str = "test",
@@ -55,6 +60,13 @@ def bench(
     `--suite peers`: whole nets against PyTorch's forms and torchvision's export in other engines. `--suite ops`: single
     ops. Both take `--seconds` for each comparison; `--data` is a folder of photos there.
     """
+    if autotune and suite is not None:
+        raise typer.BadParameter("--autotune and --suite are two different runs: give one of them")
+    if autotune:
+        _autotune(bundles or [], image or [], seconds, threads, as_json)
+        return
+    if out is None:
+        raise typer.BadParameter("--out REPORT is missing: the folder that the report is written to")
     own = {"--weights": weights, "--nets": nets, "--sizes": sizes, "--rows": rows}
     if suite is not None:
         if bundles or checkpoint:
@@ -79,6 +91,26 @@ def bench(
         report = run(bundles or [], source, data, options, progress=tell)
     files = render(report, out)
     _print_report(report, files[-1], as_json)
+
+
+def _autotune(bundles: list[Path], photos: list[Path], seconds: float, threads: int | None, as_json: bool) -> None:
+    from regionrt.runtime import autotune, read_image
+
+    if not bundles:
+        raise typer.BadParameter("--autotune: expected at least one bundle")
+    images = [read_image(path) for path in photos] or None
+    found = {}
+    for bundle in bundles:
+        found[str(bundle)] = autotune(bundle, images, seconds=seconds, threads=threads)
+    if as_json:
+        console.print_json({name: [row.to_json() for row in rows] for name, rows in found.items()})
+        return
+    for name, measured in found.items():
+        rows = [
+            [row.backend, row.form, row.precision, f"{row.p50_ms:.1f} ms" if row.p50_ms else f"not here: {row.why_not}"]
+            for row in measured
+        ]
+        console.table(f"{name}: from now on the first is taken here", ["backend", "form", "precision", "p50"], rows)
 
 
 @verb()

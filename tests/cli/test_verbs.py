@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from regionrt.cli import run
+from regionrt.runtime import load
 from regionrt.runtime.bundle import Manifest
 
 
@@ -54,6 +55,23 @@ def test_bench_writes_a_report(checkpoint: Path, tmp_path: Path, capfd: pytest.C
     assert run([*arguments, "--seconds", "0.5", "--compile-seconds", "0", "--batch", "1", "--no-fresh"]) == 0
     assert {"report.json", "report.md", "report.html"} <= {p.name for p in (tmp_path / "report").iterdir()}
     assert "PyTorch" in capfd.readouterr().out
+
+
+def test_autotune_keeps_the_order_of_this_machine(
+    checkpoint: Path, tmp_path: Path, monkeypatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    bundle = tmp_path / "bundle"
+    assert run(["export", str(checkpoint), "--out", str(bundle)]) == 0
+    capfd.readouterr()
+    assert run(["bench", str(bundle), "--autotune", "--seconds", "0.5", "--json"]) == 0
+    rows = json.loads(capfd.readouterr().out)[str(bundle)]
+    medians = [row["p50_ms"] for row in rows]
+    assert medians == sorted(medians)
+    with load(bundle) as predict:
+        assert (predict.about["backend"], predict.about["form"]) == (rows[0]["backend"], rows[0]["form"])
+        assert predict.about["order"] == "autotune's"
+    assert run(["bench", str(bundle)]) == 2, "neither a report nor autotune is asked for"
 
 
 def test_the_shown_command_reproduces_training(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
