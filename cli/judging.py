@@ -61,6 +61,8 @@ def bench(
     `--suite peers`: whole nets against PyTorch's forms and torchvision's export in other engines. `--suite ops`: single
     ops. Both take `--seconds` for each comparison; `--data` is a folder of photos there.
     """
+    if autotune and suite is not None:
+        raise typer.BadParameter("--autotune and --suite are two different runs: give one of them")
     if autotune:
         _autotune(bundles or [], image or [], seconds, threads, as_json)
         return

@@ -27,7 +27,7 @@ _RATIOS = {  # (net, height, own resize): times over eager fp32, times over the 
 
 @dataclass(frozen=True)
 class Floor:
-    """`verdict`: "reached", "not reached", or "not measured"; of times with ", not quiet" where other load got in."""
+    """`verdict`: "reached", "not reached", "not measured", or "not judged: not quiet" where other load got in."""
 
     case: str
     what: str
@@ -79,8 +79,8 @@ def _times(case: Case, what: str, value: float | None, asked: float, rows: Seque
     if value is None:
         return Floor(case.key, what, f"≥ {asked:g}×", "–", "not measured")
     verdict = "reached" if value >= asked else "not reached"
-    if any(row is not None and row.noisy for row in rows):
-        verdict += ", not quiet"
+    if any(row is not None and row.noisy for row in rows):  # it slows the candidates down by very different factors
+        verdict = "not judged: not quiet"
     return Floor(case.key, what, f"≥ {asked:g}×", f"{value:.2f}×", verdict)
 
 

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -335,7 +338,7 @@ def _compile_elsewhere(job: Mapping[str, Any], module: nn.Module, scratch: Path,
         return "torch.compile was not tried (0 seconds allowed)"
     weights = scratch / "frozen.pt"
     torch.save(module.state_dict(), weights)
-    probe = {**job, "frozen": str(weights), "probe": True}
+    probe = {**job, "frozen": str(weights), "probe": True, "parent": os.getpid()}
     command = [sys.executable, "-m", "regionrt.bench.suites.peer_case"]
     with open(scratch / "compile.log", "w+b") as log:
         try:
@@ -349,9 +352,22 @@ def _compile_elsewhere(job: Mapping[str, Any], module: nn.Module, scratch: Path,
     return "" if done.returncode == 0 else f"torch.compile failed: {lines[-1] if lines else done.returncode}"
 
 
+def _end_with(parent: int) -> None:
+    """Ends this process, and those it started, when its parent is gone: a suite that is stopped leaves nothing behind.
+
+    The probe of `torch.compile` is in its parent's process group and ends with that.
+    """
+    while os.getppid() == parent:
+        time.sleep(1)
+    if os.getpgrp() == os.getpid():
+        os.killpg(os.getpid(), signal.SIGKILL)
+    os._exit(1)
+
+
 def main() -> None:
     """The child: measures the job on standard input."""
     job = json.load(sys.stdin)
+    threading.Thread(target=_end_with, args=(job["parent"],), daemon=True).start()
     out, sys.stdout = sys.stdout, sys.stderr  # libraries that print must not be taken for our steps
     with np.load(job["photos"]) as stored:
         photos = [stored[name] for name in stored.files]

@@ -206,6 +206,7 @@ def _in_child(case: Case, photos: Sequence[np.ndarray], options: PeersOptions, t
         answer = Path(folder, "answer.json")
         np.savez(Path(folder, "photos.npz"), *photos)
         job = {
+            "parent": os.getpid(),
             "key": case.key,
             "net": case.net,
             "size": case.size,

@@ -1,10 +1,14 @@
 """The table of whole nets: floors, failures that do not stop it, and the command line."""
 
 import json
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 
+import regionrt
 from regionrt.bench.errors import BenchError
 from regionrt.bench.schema import Latency, Ratio
 from regionrt.bench.suites import peers
@@ -67,8 +71,8 @@ def test_floors_not_reached(changes, what):
     assert verdicts(case(**changes))[what] == "not reached"
 
 
-def test_a_floor_measured_amid_other_load_says_so():
-    assert verdicts(case(noisy=True))["bf16 over eager fp32"] == "reached, not quiet"
+def test_a_floor_measured_amid_other_load_is_not_judged():
+    assert verdicts(case(noisy=True))["bf16 over eager fp32"] == "not judged: not quiet"
 
 
 def test_a_floor_without_its_row_is_not_measured():
@@ -103,6 +107,32 @@ def test_a_case_that_takes_too_long_is_given_up(tmp_path):
     options = PeersOptions(nets=("fasterrcnn_resnet50_fpn",), sizes=((64, 64),), photos=1, limit_seconds=0.2)
     (late,) = run_peers(options).cases
     assert late.failed == "not done within 0 s"
+
+
+def test_a_suite_that_is_killed_leaves_no_child(tmp_path):
+    """The program is stopped while its child works: the child ends on its own."""
+    command = [sys.executable, "-m", "regionrt.bench.suites.peers", "--out", str(tmp_path), "--rows", EAGER,
+               "--nets", "fasterrcnn_resnet50_fpn", "--sizes", "64x64", "--seconds", "600"]  # fmt: skip
+    suite = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=Path(regionrt.__file__).parent.parent)
+    for line in suite.stderr:  # the child reads its job before it says anything
+        if "opening" in line:
+            break
+    children = Path(f"/proc/{suite.pid}/task/{suite.pid}/children").read_text().split()
+    assert children
+    suite.kill()
+    suite.wait()
+    suite.stderr.close()
+    until = time.monotonic() + 20
+    while any(_alive(int(child)) for child in children) and time.monotonic() < until:
+        time.sleep(0.2)
+    assert not [child for child in children if _alive(int(child))]
+
+
+def _alive(pid: int) -> bool:
+    try:
+        return ") Z " not in Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
 
 
 def test_missing_weights_and_photos_are_found_before_anything_runs(tmp_path):
