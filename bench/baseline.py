@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -32,6 +33,11 @@ class TorchForm:
     def __post_init__(self) -> None:
         if self.precision not in _PRECISIONS:
             raise ValueError(f"precision {self.precision!r}: choose one of {', '.join(_PRECISIONS)}")
+
+    @property
+    def autocast(self) -> torch.dtype | None:
+        """The dtype to give `torch.autocast`; None in fp32."""
+        return None if self.precision == "fp32" else _PRECISIONS[self.precision]
 
     def __str__(self) -> str:
         """The form without its precision: "eager", "channels last", "compiled backbone, channels last"."""
@@ -64,9 +70,8 @@ def torch_baseline(
     """
     if module.training:
         raise ValueError("torch_baseline needs module.eval()")
-    autocast = None if form.precision == "fp32" else _PRECISIONS[form.precision]
     return Predictor(
-        TorchRunner(_prepared(module, form), candidates=candidates, autocast=autocast),
+        TorchRunner(prepared(module, form), candidates=candidates, autocast=form.autocast),
         canvas,
         labels,
         {**thresholds_of(module), "candidates": candidates},
@@ -75,7 +80,8 @@ def torch_baseline(
     )
 
 
-def _prepared(module: nn.Module, form: TorchForm) -> nn.Module:
+def prepared(module: nn.Module, form: TorchForm) -> nn.Module:
+    """The module itself for eager fp32, else a copy in `form`, to be called under autocast where that is not fp32."""
     if form == EAGER:
         return module
     module = copy.deepcopy(module)
@@ -84,6 +90,8 @@ def _prepared(module: nn.Module, form: TorchForm) -> nn.Module:
     if form.precision != "fp32":
         _cast_weights(module, _PRECISIONS[form.precision])
     if form.compiled:
+        # Its build helper warns of a missing CUDA wherever nvcc is but no GPU: that says nothing about this baseline.
+        logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
         module.backbone = torch.compile(module.backbone)
     return module
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 class BenchOptions:
     """How to measure. `ValueError` for what makes no sense.
 
-    split: of the data. threads: CPU threads of every candidate, None: one per usable core.
+    split: of the data. classes: of the data these only, None: all. threads: CPU threads of every candidate, None: one
+    per usable core.
     seconds, least_rounds: the interleaved run lasts so long, and at least so many rounds (a request of each candidate).
     batch: also measure throughput in batches of this size (1: do not). photos: how many different photos are timed.
     images: files to time on where no data is given. max_images: of the split, for accuracy (None: all).
@@ -22,6 +23,7 @@ class BenchOptions:
     """
 
     split: str = "test"
+    classes: tuple[str, ...] | None = None
     threads: int | None = None
     seconds: float = 30.0
     least_rounds: int = 20

@@ -78,7 +78,7 @@ def bench(
     if checkpoint is not None:
         check_labels(checkpoint.labels, str(checkpoint.path or "the checkpoint"), manifests)
     labels = checkpoint.labels if checkpoint is not None else manifests[0].labels
-    opened = open_data(data, options.split, labels) if data is not None else None
+    opened = open_data(data, options.split, labels, options.classes) if data is not None else None
     threads = options.threads or usable_cores()
     facts = environment(threads)  # before we load the machine ourselves
     with ExitStack() as stack:

@@ -20,21 +20,34 @@ from regionrt.runtime.results import Detections
 from regionrt.train.models.region import thresholds_of
 from regionrt.train.torch_runner import TorchRunner
 
+from .baseline import EAGER, TorchForm, prepared
+
 
 class TorchvisionForward(Predictor):
     """`module(images)` behind the Predictor's three steps; its canvas is not used.
 
     paste_masks False keeps masks at RoI resolution, which evaluation needs; True pastes them as `module(images)` does.
+    form: under autocast boxes are decoded in its precision, because torchvision does so.
     """
 
-    def __init__(self, module: nn.Module, labels: Sequence[str], canvas: Canvas, *, paste_masks: bool) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        labels: Sequence[str],
+        canvas: Canvas,
+        *,
+        paste_masks: bool,
+        form: TorchForm = EAGER,
+    ) -> None:
         own = copy.deepcopy(module)  # its RoI pools must not see the scales that other runners leave in them
         for pool in (own.roi_heads.box_roi_pool, own.roi_heads.mask_roi_pool):
             if pool is not None:
                 pool.scales = pool.map_levels = None
-        about = {"form": "torchvision", "precision": "fp32"}
+        own = prepared(own, form)
+        about = {"form": "torchvision" if form == EAGER else f"torchvision, {form}", "precision": form.precision}
         super().__init__(TorchRunner(own), canvas, labels, thresholds_of(own), about=about)
         self.module = own
+        self.autocast = form.autocast
         self.paste_masks = paste_masks
 
     def prepare(self, images: Sequence[np.ndarray]) -> Prepared:
@@ -46,6 +59,11 @@ class TorchvisionForward(Predictor):
     @torch.inference_mode()
     def execute(self, prepared: Prepared) -> dict[str, np.ndarray]:
         """The module's forward, without its pasting of masks unless asked for."""
+        device = next(self.module.parameters()).device.type
+        with torch.autocast(device, self.autocast, enabled=self.autocast is not None):
+            return self._forward()
+
+    def _forward(self) -> dict[str, np.ndarray]:
         module = self.module
         if self.paste_masks:
             self._found = module(self._photos)
@@ -67,7 +85,8 @@ class TorchvisionForward(Predictor):
         """Detections; pasted masks are dropped, they have been paid for."""
         results = []
         for photo, entry in zip(self._photos, self._found, strict=True):
-            values = {name: value.cpu().numpy() for name, value in entry.items()}
+            values = {name: value.cpu() for name, value in entry.items()}
+            values = {name: (v.float() if v.is_floating_point() else v).numpy() for name, v in values.items()}
             masks = None if self.paste_masks else values.get("masks")
             size = (int(photo.shape[1]), int(photo.shape[2]))
             boxes, labels = values["boxes"].astype(np.float32), values["labels"].astype(np.int32)

@@ -72,7 +72,7 @@ def deploy(
         targets = options.targets if options.targets is not None else _targets_here(options.export)
         for target in targets:
             build_engines(bundle, target, options.build, _part(tell, "build"))
-        samples = open_data(data, options.bench.split, checkpoint.labels)
+        samples = open_data(data, options.bench.split, checkpoint.labels, options.bench.classes)
         images = [
             (s.name, s.image()) for s in map(samples.__getitem__, range(min(len(samples), options.verify_images)))
         ]

@@ -7,7 +7,7 @@ import typer
 
 from . import console
 from .app import verb
-from .arguments import AsJson, Data, Labels, Model, Size, checkpoint_from
+from .arguments import AsJson, Classes, Data, Labels, Model, Size, checkpoint_from
 from .values import names_from, ranks_from, size_from
 
 
@@ -85,6 +85,7 @@ def verify(
     checkpoint: Annotated[Path, typer.Option()],
     data: Data,
     split: str = "test",
+    classes: Classes = None,
     images: Annotated[int, typer.Option(help="how many of the split")] = 32,
     batch: Annotated[str, typer.Option(help="batch sizes, comma-separated; stages are fed at the first")] = "1,4",
     model: Model = None,
@@ -97,7 +98,7 @@ def verify(
     from regionrt.train.data import open_data
 
     source = checkpoint_from(checkpoint, model, labels)
-    chosen = open_data(data, split, source.labels)
+    chosen = open_data(data, split, source.labels, names_from(classes))
     samples = [chosen[i] for i in range(min(images, len(chosen)))]
     sizes = [int(n) for n in names_from(batch) or () if n.isdigit() and int(n) > 0]
     if not sizes:

@@ -1,7 +1,10 @@
 """The verbs that measure and decide: bench, deploy, demo."""
 
+import json
 import shlex
 import sys
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,8 +12,8 @@ import typer
 
 from . import console
 from .app import verb
-from .arguments import AsJson, Data, Labels, Model, Size, checkpoint_from
-from .values import ranks_from, size_from
+from .arguments import AsJson, Classes, Data, Labels, Model, Size, checkpoint_from
+from .values import names_from, ranks_from, size_from, sizes_from
 
 
 @verb()
@@ -19,10 +22,16 @@ def bench(
         list[Path] | None, typer.Argument(metavar="[BUNDLE…]", help="may be none: PyTorch alone")
     ] = None,
     *,
-    out: Annotated[Path, typer.Option(metavar="REPORT", help="folder for report.json, report.md, report.html")],
+    out: Annotated[
+        Path | None, typer.Option(metavar="REPORT", help="folder for report.json, report.md, report.html")
+    ] = None,
+    autotune: Annotated[
+        bool, typer.Option("--autotune", help="only find each bundle's fastest artefact here, and keep that")
+    ] = False,
     checkpoint: Annotated[Path | None, typer.Option(help="the PyTorch baseline")] = None,
     data: Annotated[str | None, typer.Option("--data", metavar="DIR", help="without it: latency only")] = None,
     split: str = "test",
+    classes: Classes = None,
     seconds: Annotated[float, typer.Option(help="of interleaved measurement")] = 30.0,
     threads: Annotated[int | None, typer.Option(help="CPU threads of every candidate")] = None,
     batch: Annotated[int, typer.Option(help="throughput at this batch size too; 1: not")] = 4,
@@ -31,16 +40,50 @@ def bench(
     fresh: Annotated[bool, typer.Option(help="load time and memory, in a new process for each candidate")] = True,
     device: Annotated[str, typer.Option(help="PyTorch's: cpu or cuda")] = "cpu",
     compile_seconds: Annotated[float, typer.Option(help="most for each torch.compile; 0: do not try")] = 120.0,
+    suite: Annotated[
+        str | None, typer.Option(metavar="ops|peers", help="a fixed comparison instead; writes its own table to --out")
+    ] = None,
+    weights: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="peers: <builder>.pth of each net; default: calibrated random ones"),
+    ] = None,
+    nets: Annotated[
+        str | None, typer.Option(metavar="NET,…", help="peers: torchvision builders; default: three")
+    ] = None,
+    sizes: Annotated[str | None, typer.Option(metavar="HxW,…", help="peers: sizes of the photos; default: two")] = None,
+    rows: Annotated[str | None, typer.Option(metavar="ROW,…", help="peers: only these candidates")] = None,
     model: Model = None,
     labels: Labels = None,
     as_json: AsJson = False,
 ) -> None:
-    """Latency and accuracy of bundles beside PyTorch, interleaved in one run; writes one report."""
+    """Latency and accuracy of bundles beside PyTorch, interleaved in one run; writes one report.
+
+    `--suite peers`: whole nets against PyTorch's forms and torchvision's export in other engines. `--suite ops`: single
+    ops. Both take `--seconds` for each comparison; `--data` is a folder of photos there.
+    """
+    if autotune:
+        _autotune(bundles or [], image or [], seconds, threads, as_json)
+        return
+    if out is None:
+        raise typer.BadParameter("--out REPORT is missing: the folder that the report is written to")
+    own = {"--weights": weights, "--nets": nets, "--sizes": sizes, "--rows": rows}
+    if suite is not None:
+        if bundles or checkpoint:
+            raise typer.BadParameter("a suite makes its own nets: leave out BUNDLE and --checkpoint")
+        text = _run_suite(suite, out, data, seconds, threads, compile_seconds, own)
+        if not as_json:
+            console.out.print(text, markup=False, soft_wrap=True)
+        else:
+            console.print_json(json.loads((out / f"{suite}.json").read_text()))
+        return
+    if given := [name for name, value in own.items() if value is not None]:
+        raise typer.BadParameter(f"{', '.join(given)}: only with --suite peers")
     from regionrt.bench.report import BenchOptions, render
     from regionrt.bench.report import bench as run
 
     options = BenchOptions(
-        split=split, seconds=seconds, threads=threads, batch=batch, images=tuple(map(str, image or ())),
+        split=split, classes=names_from(classes), seconds=seconds, threads=threads, batch=batch,
+        images=tuple(map(str, image or ())),
         max_images=max_images, device=device, compile_seconds=compile_seconds, fresh=fresh,
     )  # fmt: skip
     source = checkpoint_from(checkpoint, model, labels) if checkpoint else None
@@ -48,6 +91,26 @@ def bench(
         report = run(bundles or [], source, data, options, progress=tell)
     files = render(report, out)
     _print_report(report, files[-1], as_json)
+
+
+def _autotune(bundles: list[Path], photos: list[Path], seconds: float, threads: int | None, as_json: bool) -> None:
+    from regionrt.runtime import autotune, read_image
+
+    if not bundles:
+        raise typer.BadParameter("--autotune: expected at least one bundle")
+    images = [read_image(path) for path in photos] or None
+    found = {}
+    for bundle in bundles:
+        found[str(bundle)] = autotune(bundle, images, seconds=seconds, threads=threads)
+    if as_json:
+        console.print_json({name: [row.to_json() for row in rows] for name, rows in found.items()})
+        return
+    for name, measured in found.items():
+        rows = [
+            [row.backend, row.form, row.precision, f"{row.p50_ms:.1f} ms" if row.p50_ms else f"not here: {row.why_not}"]
+            for row in measured
+        ]
+        console.table(f"{name}: from now on the first is taken here", ["backend", "form", "precision", "p50"], rows)
 
 
 @verb()
@@ -69,6 +132,7 @@ def deploy(
         list[str] | None, typer.Option(help="tensorrt-rtx, tensorrt or none; default: what is installed")
     ] = None,
     split: Annotated[str, typer.Option(help="on which the contract is judged")] = "test",
+    classes: Classes = None,
     seconds: Annotated[float, typer.Option(help="of interleaved measurement")] = 30.0,
     verify_images: Annotated[int, typer.Option(help="how many images to verify on")] = 32,
     compile_seconds: Annotated[
@@ -93,7 +157,9 @@ def deploy(
             precision=precision, size=size_from(size), dynamic=dynamic, score=score, proposals=proposals,
             detections=detections,
         ),
-        bench=BenchOptions(split=split, seconds=seconds, compile_seconds=compile_seconds),
+        bench=BenchOptions(
+            split=split, classes=names_from(classes), seconds=seconds, compile_seconds=compile_seconds
+        ),
         targets=None if target is None else tuple(name for name in target if name != "none"),
         verify_images=verify_images,
     )  # fmt: skip
@@ -109,6 +175,47 @@ def deploy(
             progress=tell,
         )
     _print_report(report, out / "report.html", as_json)
+
+
+def _run_suite(
+    suite: str,
+    out: Path,
+    data: str | None,
+    seconds: float,
+    threads: int | None,
+    compile_seconds: float,
+    own: Mapping[str, Any],
+) -> str:
+    """Runs a suite, writes its files, and returns its table."""
+    if suite == "ops":
+        if given := [name for name, value in {**own, "--data": data}.items() if value is not None]:
+            raise typer.BadParameter(f"{', '.join(given)}: not with --suite ops")
+        from regionrt.bench.suites import ops
+
+        table = ops.run_ops(seconds, progress=console.say)
+        ops.write(table, out)
+        return table.to_markdown()
+    if suite != "peers":
+        raise typer.BadParameter(f"--suite {suite}: choose ops or peers")
+    from regionrt.bench.suites import peers
+
+    defaults = peers.PeersOptions()
+    try:
+        options = replace(
+            defaults,
+            nets=names_from(own["--nets"]) or defaults.nets,
+            sizes=sizes_from(own["--sizes"]) or defaults.sizes,
+            rows=names_from(own["--rows"]) or defaults.rows,
+            weights=own["--weights"],
+            data=Path(data) if data else None,
+            threads=threads,
+            seconds=seconds,
+            compile_seconds=compile_seconds,
+        )
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    report = peers.run_peers(options, progress=console.say, keep=lambda done: peers.write(done, out))
+    return report.to_markdown()
 
 
 def _print_report(report: Any, page: Path, as_json: bool) -> None:

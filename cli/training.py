@@ -10,7 +10,7 @@ import typer
 
 from . import console
 from .app import verb
-from .arguments import AsJson, Data, Labels, Model, Size, checkpoint_from
+from .arguments import AsJson, Classes, Data, Labels, Model, Size, checkpoint_from
 from .values import names_from, size_from
 
 
@@ -47,7 +47,7 @@ def train(
     init: Annotated[Path | None, typer.Option(metavar="WEIGHTS", help="ImageNet weights of the backbone")] = None,
     freeze: Annotated[str | None, typer.Option(metavar="LAYERS", help="comma-separated, e.g. backbone")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on after the last whole epoch in RUN")] = False,
-    classes: Annotated[str | None, typer.Option(help="comma-separated; only these classes of the data")] = None,
+    classes: Classes = None,
     precision: Annotated[str, typer.Option(help="fp32, or bf16 where the processor has it")] = "fp32",
     mean_std: Annotated[
         float | None, typer.Option(help="one value for mean and std, e.g. 0.5 for MobileNetV2 of TensorFlow")
@@ -126,6 +126,7 @@ def evaluate(
     source: Annotated[Path, typer.Argument(metavar="CHECKPOINT|BUNDLE")],
     data: Data,
     split: str = "test",
+    classes: Classes = None,
     model: Model = None,
     labels: Labels = None,
     max_images: Annotated[int | None, typer.Option(help="only the first ones")] = None,
@@ -143,7 +144,8 @@ def evaluate(
     else:
         predict = torch_predictor(checkpoint_from(source, model, labels))
     with predict, console.counting(f"{source.name} on {split}") as tell:
-        found = measure(predict, open_data(data, split, predict.labels), max_images=max_images, progress=tell)
+        chosen = open_data(data, split, predict.labels, names_from(classes))
+        found = measure(predict, chosen, max_images=max_images, progress=tell)
     if as_json:
         console.print_json({**found.to_json(), "about": predict.about})
         return

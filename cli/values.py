@@ -17,6 +17,11 @@ def size_from(text: str | None) -> tuple[int, int] | None:
     return int(height), int(width)
 
 
+def sizes_from(text: str | None) -> tuple[tuple[int, int], ...]:
+    """`480x640,800x1088` → (height, width) of each."""
+    return tuple(size for part in (text or "").split(",") if part and (size := size_from(part.strip())))
+
+
 def ranks_from(text: str) -> dict[str, int]:
     """`fc6=1024,fc7=256` → ranks by layer."""
     ranks: dict[str, int] = {}

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from .loading import load
     from .predictor import Predictor
     from .results import Detections
+    from .tuning import autotune
 
 __all__ = [
     "Artifact",
@@ -24,6 +25,7 @@ __all__ = [
     "OutputError",
     "Predictor",
     "RegionRTError",
+    "autotune",
     "load",
     "read_image",
 ]
@@ -39,6 +41,7 @@ _HOMES = {
     "OutputError": "errors",
     "Predictor": "predictor",
     "RegionRTError": "errors",
+    "autotune": "tuning",
     "load": "loading",
     "read_image": "image",
 }

@@ -6,11 +6,13 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from . import native
 from .backends import Runner
 from .bundle import Artifact, Manifest
 from .errors import BackendError, BundleError
 from .predictor import Predictor, check_score
 from .preflight import LIBRARIES, rebuild_command, why_not_this_gpu, why_not_this_library
+from .tuning import in_measured_order
 
 if TYPE_CHECKING:
     from .backends.staged import StageEngine
@@ -32,8 +34,9 @@ def load(
 
     Args:
         path: the bundle, a folder with manifest.json.
-        backend: "auto" takes the manifest's first artefact that runs on this machine (`predict.about` says which, and
-            why not the others); a name takes the first of that backend, and nothing else.
+        backend: "auto" takes the first artefact that runs on this machine (`predict.about` says which, and why not the
+            others), in the order that `autotune` measured here, else in the manifest's; a name takes the first of that
+            backend, and nothing else.
         score_threshold: raises the bundle's score threshold (0…1).
         threads: CPU threads; None takes one per usable physical core.
         form, precision: only artefacts of this form ("staged", "native", "portable") or precision ("fp32", "fp16",
@@ -46,7 +49,9 @@ def load(
     """
     manifest = Manifest.read(path)
     check_score(score_threshold, manifest.thresholds["score"])
-    wanted = [artifact for artifact in manifest.artifacts if _wanted(artifact, backend, form, precision)]
+    measured = in_measured_order(manifest)
+    ordered = _without_compiled_ops_last(manifest.artifacts) if measured is None else measured
+    wanted = [artifact for artifact in ordered if _wanted(artifact, backend, form, precision)]
     skipped: list[dict[str, Any]] = []
     for place, artifact in enumerate(wanted):
         why = manifest.preflight(artifact, allow_host_code=allow_host_code)
@@ -63,9 +68,17 @@ def load(
                     _left_out(a, manifest.preflight(a, allow_host_code=allow_host_code) or "comes later in the bundle")
                     for a in wanted[place + 1 :]
                 ]
-                return _predictor(manifest, artifact, runner, score_threshold, skipped + later)
+                about = {"order": "the bundle's" if measured is None else "autotune's", "skipped": skipped + later}
+                return _predictor(manifest, artifact, runner, score_threshold, about)
         skipped.append(_left_out(artifact, why))
     raise BackendError(_nothing_runs(manifest, backend, form, precision, skipped))
+
+
+def _without_compiled_ops_last(artifacts: tuple[Artifact, ...]) -> tuple[Artifact, ...]:
+    """The staged form is the fastest with our compiled ops, and the slowest where NumPy computes them."""
+    if all(a.form != "staged" for a in artifacts) or native.about().variant != native.NUMPY:
+        return artifacts
+    return tuple(sorted(artifacts, key=lambda artifact: artifact.form == "staged"))
 
 
 def _left_out(artifact: Artifact, why: str) -> dict[str, Any]:
@@ -142,7 +155,7 @@ def _engine_runner(manifest: Manifest, artifact: Artifact, allow_host_code: bool
 
 
 def _predictor(
-    manifest: Manifest, artifact: Artifact, runner: Runner, score_threshold: float | None, skipped: list[dict[str, Any]]
+    manifest: Manifest, artifact: Artifact, runner: Runner, score_threshold: float | None, how: dict[str, Any]
 ) -> Predictor:
     about = {
         "bundle": str(manifest.folder),
@@ -152,8 +165,8 @@ def _predictor(
         "precision": artifact.precision,
         "files": list(artifact.files),
         "threads": getattr(runner, "threads", None),
-        "skipped": skipped,
         **getattr(runner, "about", {}),
+        **how,
     }
     return Predictor(
         runner,

@@ -18,6 +18,7 @@ from .image import Canvas, Placement, check_rgb, read_image
 from .results import Detections
 
 Photo = np.ndarray | str | Path
+_Ran = tuple[np.ndarray, "Prepared", dict[str, np.ndarray]]
 OUTPUTS = ("num_detections", "boxes", "scores", "labels", "overflow")
 _AHEAD = 3  # photos decoded before their turn: hides the decoder behind the net, bounds the memory
 
@@ -87,7 +88,10 @@ class Predictor:
     def stream(
         self, paths: Iterable[str | Path], on_error: Callable[[str, ImageError], None] | None = None
     ) -> Iterator[tuple[str, Detections]]:
-        """(name, Detections) for each image file, in order; the next files are decoded and resized meanwhile.
+        """(name, Detections) for each image file, in order.
+
+        Decoding and resizing, the net, and what the caller does with the detections go on at the same time, each with
+        another image; at most a few images are on their way.
 
         A file that cannot be read raises ImageError, or with `on_error` is told to it as (name, error) and left out.
         """
@@ -98,24 +102,29 @@ class Predictor:
         self, paths: Iterable[str | Path], on_error: Callable[[str, ImageError], None] | None = None
     ) -> Iterator[tuple[str, np.ndarray, Detections]]:
         """`stream` with the decoded photo (RGB uint8 [H, W, 3]) as well, for who draws on it."""
-        queue: deque[tuple[str, Future[tuple[np.ndarray, Prepared]]]] = deque()
+        queue: deque[tuple[str, Future[_Ran]]] = deque()
         source = iter(paths)
-        with ThreadPoolExecutor(1, thread_name_prefix="regionrt-decode") as decoder:
+        with (
+            ThreadPoolExecutor(1, thread_name_prefix="regionrt-net") as net,
+            ThreadPoolExecutor(1, thread_name_prefix="regionrt-decode") as decoder,
+        ):
             try:
                 while True:
                     while len(queue) < _AHEAD and (path := next(source, None)) is not None:
-                        queue.append((str(path), decoder.submit(self._decode, path)))
+                        queue.append((str(path), net.submit(self._run_decoded, decoder.submit(self._decode, path))))
                     if not queue:
                         return
                     name, future = queue.popleft()
                     try:
-                        image, prepared = future.result()
+                        image, prepared, outputs = future.result()
                     except ImageError as error:
                         if on_error is None:
                             raise
                         on_error(name, error)
                         continue
-                    yield name, image, self.finish(prepared, self.execute(prepared))[0]
+                    except BackendError as error:
+                        raise BackendError(f"{name}: {error}") from error
+                    yield name, image, self.finish(prepared, outputs)[0]
             finally:
                 for _, future in queue:
                     future.cancel()
@@ -123,6 +132,10 @@ class Predictor:
     def _decode(self, path: str | Path) -> tuple[np.ndarray, Prepared]:
         image = read_image(path)
         return image, self.prepare([image])
+
+    def _run_decoded(self, decoded: Future[tuple[np.ndarray, Prepared]]) -> _Ran:
+        image, prepared = decoded.result()
+        return image, prepared, self.execute(prepared)
 
     def _through(self, images: Sequence[np.ndarray]) -> list[Detections]:
         prepared = self.prepare(images)

@@ -1,1 +1,1 @@
-"""Fixed comparisons that make a table of their own: `ops` (single operations)."""
+"""Fixed comparisons that make a table of their own: `ops` (single operations), `peers` (whole nets)."""

@@ -17,7 +17,8 @@ _TO_LAST, _TO_FIRST = [0, 2, 3, 1], [0, 3, 1, 2]
 class Stage:
     """One dense stage.
 
-    rows: its inputs and outputs are rows of RoIs of all images, [R, …]: those that are real, packed without gaps.
+    slots: None, or: its inputs and outputs are rows of RoIs of all images, [R, …], those that are real, packed without
+    gaps; so many of each image at most.
     channels_last: names of its inputs and outputs that are [·, H, W, C].
     """
 
@@ -25,7 +26,7 @@ class Stage:
     model: ir.Model
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
-    rows: bool
+    slots: int | None
     channels_last: tuple[str, ...]
 
     def _borders(self) -> list[ir.Value]:
@@ -39,7 +40,7 @@ class Stage:
             "inputs": list(self.inputs),
             "outputs": list(self.outputs),
             "shapes": {v.name: [d if isinstance(d, int) else None for d in v.shape or ()] for v in self._borders()},
-            "rows": self.rows,
+            "slots": self.slots,
             "channels_last": list(self.channels_last),
         }
 
@@ -89,8 +90,7 @@ def _values_by_row(units: Iterable[Unit]) -> set[str]:
 def _stage(unit: Unit, pooled: set[str], by_row: set[str]) -> Stage:
     graph = unit.model.graph
     rows = any(name in by_row for name in unit.inputs)
-    if rows:
-        _one_row_per_image(unit)
+    slots = _one_row_per_image(unit) if rows else None
     last = [value.name for value in graph.outputs if value.name in pooled]
     for name in last:
         _output_channels_last(graph, name)
@@ -98,11 +98,11 @@ def _stage(unit: Unit, pooled: set[str], by_row: set[str]) -> Stage:
         last += [value.name for value in list(graph.inputs) if _input_channels_last(graph, value)]
     for name in [name for name, value in graph.initializers.items() if not value.uses()]:
         del graph.initializers[name]
-    return Stage(unit.name, unit.model, unit.inputs, unit.outputs, rows, tuple(last))
+    return Stage(unit.name, unit.model, unit.inputs, unit.outputs, slots, tuple(last))
 
 
-def _one_row_per_image(unit: Unit) -> None:
-    """Let the stage take rows [R, 1, …] where it took [N, slots, …]: a batch of R images with one slot each.
+def _one_row_per_image(unit: Unit) -> int:
+    """Let the stage take rows [R, 1, …] where it took [N, slots, …], a batch of R images with one slot each; the slots.
 
     The slots stand as a constant where rows are told apart by images again; there they become 1.
     """
@@ -134,6 +134,7 @@ def _one_row_per_image(unit: Unit) -> None:
             value.shape = ir.Shape(["rows", *dims[1:]])
         elif value.shape is not None and not isinstance(value.shape[0], int):
             value.shape = ir.Shape(["rows", *list(value.shape)[1:]])
+    return int(count)
 
 
 def _output_channels_last(graph: ir.Graph, name: str) -> None:

@@ -94,6 +94,26 @@ static inline float multiply_add(float a, float b, float c) {
 #endif
 }
 
+// out[j * out_stride + i] = in[i * in_stride + j] for 4 × 4 values.
+template <class Out>
+static inline void transpose_square(const float* in, int64_t in_stride, Out* out, int64_t out_stride) {
+    for (int i = 0; i < 4; ++i) {
+        for (int j = 0; j < 4; ++j) store_one(out + j * out_stride + i, in[i * in_stride + j]);
+    }
+}
+
+#if defined(__SSE2__)
+static inline void transpose_square(const float* in, int64_t in_stride, float* out, int64_t out_stride) {
+    __m128 row0 = _mm_loadu_ps(in), row1 = _mm_loadu_ps(in + in_stride);
+    __m128 row2 = _mm_loadu_ps(in + 2 * in_stride), row3 = _mm_loadu_ps(in + 3 * in_stride);
+    _MM_TRANSPOSE4_PS(row0, row1, row2, row3);
+    _mm_storeu_ps(out, row0);
+    _mm_storeu_ps(out + out_stride, row1);
+    _mm_storeu_ps(out + 2 * out_stride, row2);
+    _mm_storeu_ps(out + 3 * out_stride, row3);
+}
+#endif
+
 // Whether a lane of a comparison's result is set.
 static inline bool any(Ints lanes) {
 #if defined(__AVX512F__)

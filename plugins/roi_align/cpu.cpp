@@ -4,6 +4,7 @@
 // their summed weights, neighbouring samples that share a cell merged, and a bin is the sum of a few cells. The maximum
 // is not, and goes sample by sample.
 
+#include "../native/order.h"
 #include "../native/parallel.h"
 #include "../native/regionrt.h"
 #include "../native/scratch.h"
@@ -13,7 +14,7 @@
 namespace regionrt {
 namespace REGIONRT_VARIANT {
 
-constexpr int kRoisPerItem = 4;
+constexpr int kRoisPerItem = 8;
 constexpr int kVectors = 8;                       // accumulators that fit the registers
 constexpr int64_t kBlock = kVectors * kLanes;     // channels at a time
 
@@ -127,54 +128,84 @@ static inline Floats greatest(Floats a, Floats b) {
 
 static inline float greatest(float a, float b) { return b > a || b != b ? b : a; }
 
+// The samples of one axis that are inside the map: those of bin b are samples[starts[b] … starts[b + 1] − 1].
+struct Inside {
+    const Sample<double>* samples;
+    const int32_t* starts;
+    int32_t wanted;  // per bin, with those outside, which are zero
+};
+
+static Inside list_inside(const Axis<double>& axis, int32_t bins, int32_t size, Sample<double>* samples, int32_t* starts) {
+    int32_t count = 0;
+    for (int32_t bin = 0; bin < bins; ++bin) {
+        starts[bin] = count;
+        for (int32_t index = 0; index < axis.samples; ++index) {
+            const Sample<double> sample = sample_at(axis, bin, index, size);
+            if (sample.inside) samples[count++] = sample;
+        }
+    }
+    starts[bins] = count;
+    return {samples, starts, axis.samples};
+}
+
 template <class Value, class T, class Load>
-static inline Value largest_sample(const T* cells, int64_t row_stride, int64_t channels, const Sample<double>* rows,
-                                   int32_t row_count, const Sample<double>* columns, int32_t column_count, Load load_at) {
-    Value best = {};
-    for (int32_t r = 0; r < row_count; ++r) {
-        for (int32_t c = 0; c < column_count; ++c) {
-            Value value = {};
-            if (rows[r].inside && columns[c].inside) {
-                const float dy = (float)rows[r].weight, dx = (float)columns[c].weight;
-                const float up = (float)(1 - rows[r].weight), left = (float)(1 - columns[c].weight);
-                const T *upper = cells + rows[r].low * row_stride, *lower = cells + rows[r].high * row_stride;
-                const int64_t low = columns[c].low * channels, high = columns[c].high * channels;
-                value = (load_at(upper + low) * left + load_at(upper + high) * dx) * up +
-                        (load_at(lower + low) * left + load_at(lower + high) * dx) * dy;
-            }
-            best = r + c == 0 ? value : greatest(best, value);
+static inline Value largest_sample(const T* cells, int64_t row_stride, int64_t channels, const Inside& rows, int32_t i,
+                                   const Inside& columns, int32_t j, Load load_at) {
+    const int32_t row_end = rows.starts[i + 1], column_end = columns.starts[j + 1];
+    bool first = row_end - rows.starts[i] == rows.wanted && column_end - columns.starts[j] == columns.wanted;
+    Value best = {};  // zero is among the samples unless all are inside
+    for (int32_t r = rows.starts[i]; r < row_end; ++r) {
+        const Sample<double>& down = rows.samples[r];
+        const T *upper = cells + down.low * row_stride, *lower = cells + down.high * row_stride;
+        const float dy = (float)down.weight, up = (float)(1 - down.weight);
+        for (int32_t c = columns.starts[j]; c < column_end; ++c) {
+            const Sample<double>& across = columns.samples[c];
+            const float dx = (float)across.weight, left = (float)(1 - across.weight);
+            const int64_t low = across.low * channels, high = across.high * channels;
+            const Value value = (load_at(upper + low) * left + load_at(upper + high) * dx) * up +
+                                (load_at(lower + low) * left + load_at(lower + high) * dx) * dy;
+            best = first ? value : greatest(best, value);
+            first = false;
         }
     }
     return best;
 }
 
-// As `average_bins`, the maximum. `rows` and `columns` hold the samples of all bins.
+// As `average_bins`, the maximum.
 template <class T, class Out>
-static void largest_bins(const Map& map, const Sample<double>* rows, int32_t row_count, const Sample<double>* columns,
-                         int32_t column_count, int32_t height, int32_t width, int64_t first, int64_t count, Out* out,
-                         int64_t stride) {
+static void largest_bins(const Map& map, const Inside& rows, const Inside& columns, int32_t height, int32_t width,
+                         int64_t first, int64_t count, Out* out, int64_t stride) {
     const int64_t channels = map.channels, row_stride = map.width * channels;
     const T* cells = static_cast<const T*>(map.cells) + first;
     for (int32_t i = 0; i < height; ++i) {
         for (int32_t j = 0; j < width; ++j, out += stride) {
-            const Sample<double>*row = rows + i * row_count, *column = columns + j * column_count;
             int64_t c = 0;
             for (; c + kLanes <= count; c += kLanes) {
-                store(out + c, largest_sample<Floats>(cells + c, row_stride, channels, row, row_count, column,
-                                                      column_count, [](const T* at) { return load(at); }));
+                store(out + c, largest_sample<Floats>(cells + c, row_stride, channels, rows, i, columns, j,
+                                                      [](const T* at) { return load(at); }));
             }
             for (; c < count; ++c) {
-                store_one(out + c, largest_sample<float>(cells + c, row_stride, channels, row, row_count, column,
-                                                         column_count, [](const T* at) { return load_one(at); }));
+                store_one(out + c, largest_sample<float>(cells + c, row_stride, channels, rows, i, columns, j,
+                                                         [](const T* at) { return load_one(at); }));
             }
         }
     }
 }
 
-// out[channel * bins + bin] = in[bin * stride + channel]
+// out[channel * bins + bin] = in[bin * stride + channel], in squares of four where there are as many
 template <class Out>
 static void transpose_bins(const float* in, int64_t stride, int64_t bins, int64_t channels, Out* out) {
-    for (int64_t channel = 0; channel < channels; ++channel) {
+    int64_t channel = 0;
+    for (; channel + 4 <= channels; channel += 4) {
+        int64_t bin = 0;
+        for (; bin + 4 <= bins; bin += 4) {
+            transpose_square(in + bin * stride + channel, stride, out + channel * bins + bin, bins);
+        }
+        for (; bin < bins; ++bin) {
+            for (int64_t c = channel; c < channel + 4; ++c) store_one(out + c * bins + bin, in[bin * stride + c]);
+        }
+    }
+    for (; channel < channels; ++channel) {
         for (int64_t bin = 0; bin < bins; ++bin) store_one(out + channel * bins + bin, in[bin * stride + channel]);
     }
 }
@@ -214,28 +245,21 @@ static bool align_roi(const regionrt_roi_align_call* call, int64_t image, int64_
     }
     const int64_t down_all = (int64_t)height * down.samples, across_all = (int64_t)width * across.samples;
     if (!space.fit(down_all + across_all, call->maximum)) return false;
+    int32_t *row_starts = space.starts.get(), *column_starts = row_starts + height + 1;
     Taps rows = {}, columns = {};
-    Sample<double>*row_samples = nullptr, *column_samples = nullptr;
+    Inside row_samples = {}, column_samples = {};
     if (call->maximum) {
-        row_samples = space.samples.get();
-        column_samples = row_samples + down_all;
-        for (int64_t i = 0; i < down_all; ++i) {
-            row_samples[i] = sample_at(down, (int32_t)(i / down.samples), (int32_t)(i % down.samples), map.height);
-        }
-        for (int64_t i = 0; i < across_all; ++i) {
-            column_samples[i] =
-                sample_at(across, (int32_t)(i / across.samples), (int32_t)(i % across.samples), map.width);
-        }
+        row_samples = list_inside(down, height, map.height, space.samples.get(), row_starts);
+        column_samples = list_inside(across, width, map.width, space.samples.get() + down_all, column_starts);
     } else {
-        rows = {space.taps.get(), space.starts.get()};
-        columns = {rows.taps + 2 * down_all, rows.starts + height + 1};
+        rows = {space.taps.get(), row_starts};
+        columns = {space.taps.get() + 2 * down_all, column_starts};
         list_taps(down, height, map.height, rows);
         list_taps(across, width, map.width, columns);
     }
     auto compute = [&](int64_t first, int64_t count, auto* to, int64_t stride) {
         if (call->maximum) {
-            largest_bins<T>(map, row_samples, down.samples, column_samples, across.samples, height, width, first, count,
-                            to, stride);
+            largest_bins<T>(map, row_samples, column_samples, height, width, first, count, to, stride);
         } else {
             average_bins<T>(map, rows, columns, height, width, first, count, to, stride);
         }
@@ -244,34 +268,64 @@ static bool align_roi(const regionrt_roi_align_call* call, int64_t image, int64_
         compute(0, channels, out, channels);
         return true;
     }
-    for (int64_t first = 0; first < channels; first += kBlock) {  // a block of channels of all bins stays in the L1 cache
-        const int64_t count = smaller(kBlock, channels - first);
-        compute(first, count, space.bins.get(), kBlock);
-        transpose_bins(space.bins.get(), kBlock, bins, count, out + first * bins);
+    // All channels of a bin at once, although they then leave the L1 cache before they are transposed: a map's cell is read
+    // in one piece.
+    compute(0, channels, space.bins.get(), channels);
+    transpose_bins(space.bins.get(), channels, bins, channels, out);
+    return true;
+}
+
+// The order in which RoIs are read: level by level, in bands of the image from left to right. Neighbours share cells, which
+// are then still in the L2 cache: a level's map is far larger.
+static bool order_rois(const regionrt_roi_align_call* call, Scratch<Ranked>& order, int64_t* found) {
+    const int64_t all = (int64_t)call->images * call->rows;
+    Scratch<Ranked> spare(all);
+    if (spare.failed() || !order.resize(all)) return false;
+    int64_t count = 0;
+    for (int64_t image = 0; image < call->images; ++image) {
+        const int64_t first = count;
+        for (int64_t row = 0; row < call->counts[image]; ++row) {
+            const int64_t index = image * call->rows + row;
+            const float* roi = call->rois + 4 * index;
+            const int32_t level = level_of(roi, call->area_thresholds, call->thresholds);
+            const float scale = (float)call->spatial_scales[level];
+            const auto cell = [&](float position, float divisor, float most) {  // NaN: 0
+                position = position * 0.5f * scale / divisor;
+                return (uint32_t)(position > 0.0f ? smaller(position, most) : 0.0f);
+            };
+            const uint32_t band = cell(roi[1] + roi[3], 8.0f, 4095.0f), along = cell(roi[0] + roi[2], 1.0f, 65535.0f);
+            order[count++] = {(uint32_t)level << 28 | band << 16 | along, (int32_t)index};
+        }
+        sort_ranked(order.get() + first, spare.get(), count - first);
     }
+    *found = count;
     return true;
 }
 
 template <class T, class Out>
 static int32_t align(const regionrt_roi_align_call* call) {
     const int64_t rows = call->rows, bins = (int64_t)call->out_height * call->out_width;
-    const int64_t per_image = (rows + kRoisPerItem - 1) / kRoisPerItem;
+    const int64_t size = bins * call->channels;
+    Scratch<Ranked> order(0);
+    int64_t count = 0;
+    if (!order_rois(call, order, &count)) return REGIONRT_NO_MEMORY;
     Failure failure;
     auto few = [&](int64_t item) {
-        const int64_t image = item / per_image, begin = item % per_image * kRoisPerItem;
-        const int64_t end = smaller<int64_t>(begin + kRoisPerItem, rows);
-        const int64_t real = larger<int64_t>(smaller<int64_t>(end, call->counts[image]), begin);
+        const int64_t begin = item * kRoisPerItem, end = smaller<int64_t>(begin + kRoisPerItem, count);
         Workspace space;
-        if (!space.starts.resize(call->out_height + call->out_width + 2) || !space.bins.resize(bins * kBlock)) {
+        if (!space.starts.resize(call->out_height + call->out_width + 2) || !space.bins.resize(bins * call->channels)) {
             return failure.note();
         }
-        for (int64_t row = begin; row < real; ++row) {
-            if (!align_roi<T, Out>(call, image, image * rows + row, space)) return failure.note();
+        for (int64_t i = begin; i < end; ++i) {
+            const int64_t index = order[i].index;
+            if (!align_roi<T, Out>(call, index / rows, index, space)) return failure.note();
         }
-        Out* rest = static_cast<Out*>(call->out) + (image * rows + real) * bins * call->channels;
-        memset(rest, 0, (size_t)((end - real) * bins * call->channels) * sizeof(Out));
     };
-    parallel_for(call->images * per_image, call->threads, few);
+    parallel_for((count + kRoisPerItem - 1) / kRoisPerItem, call->threads, few);
+    for (int64_t image = 0; image < call->images; ++image) {
+        Out* rest = static_cast<Out*>(call->out) + (image * rows + call->counts[image]) * size;
+        memset(rest, 0, (size_t)((rows - call->counts[image]) * size) * sizeof(Out));
+    }
     return failure.noted() ? REGIONRT_NO_MEMORY : 0;
 }
 

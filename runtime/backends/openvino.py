@@ -1,4 +1,4 @@
-"""OpenVINO on the CPU: whole graphs, and the dense stages of the staged form."""
+"""OpenVINO on the CPU: the dense stages of the staged form."""
 
 from __future__ import annotations
 
@@ -12,8 +12,11 @@ import numpy as np
 from regionrt.runtime.errors import BackendError
 from regionrt.runtime.machine import usable_cores
 
+from .staged import usual_shapes
+
 _BF16 = np.dtype(np.uint16)  # NumPy has no bf16: its bits
 PRECISIONS = ("fp32", "bf16")
+_MOST_IMAGES = 4  # in a batch whose shape is compiled apart
 _LAYERS = ("Convolution", "Deconvolution", "FullyConnected")
 
 
@@ -45,76 +48,85 @@ class OpenVinoStages:
             model = self._core.read_model(str(path))
             if self.precision == "bf16":
                 model = _handing_over_bf16(ov, model, stage)
-            compiled = self._core.compile_model(model, "CPU", self._config)
+            opened = OpenVinoStage(self, model, stage)
+        except BackendError:
+            raise
         except Exception as error:  # its exceptions have no common base
             raise BackendError(f"{path}: OpenVINO {ov.__version__} refuses it: {_first_line(error)}") from error
-        return OpenVinoStage(ov, compiled, self.precision)
+        return opened
+
+    def compile(self, model: Any) -> Any:
+        compiled = self._core.compile_model(model, "CPU", self._config)
+        _check_precision(compiled, self.precision)
+        return compiled
+
+    def tensor(self, array: np.ndarray, kind: Any) -> Any:
+        """A tensor on the memory of a C-contiguous array."""
+        return self._ov.Tensor(array, self._ov.Shape(list(array.shape)), kind)
 
 
 class OpenVinoStage:
-    """A compiled dense stage."""
+    """A dense stage, compiled for each shape of its inputs apart.
 
-    def __init__(self, ov: Any, compiled: Any, precision: str) -> None:
-        self.feature_type = _BF16 if precision == "bf16" else np.dtype(np.float32)
-        self._ov = ov
-        self._compiled = compiled
-        _check_precision(compiled, precision)
+    With shapes that are known, layouts fit from layer to layer and nothing is transposed in between (ResNet-50-FPN: a
+    tenth less time, MobileNetV3-FPN: a third). Which shapes are compiled apart does not depend on what ran before, so
+    that results do not either: all rows of RoIs, and up to `_MOST_IMAGES` images on a fixed canvas.
+    """
+
+    def __init__(self, engine: OpenVinoStages, model: Any, stage: Mapping[str, Any]) -> None:
+        self.feature_type = _BF16 if engine.precision == "bf16" else np.dtype(np.float32)
+        self.inputs = {port.get_any_name(): port.get_element_type() for port in model.inputs}
+        self.outputs = [port.get_any_name() for port in model.outputs]
+        self._engine = engine
+        self._model = model
+        self._rows = stage["slots"] is not None
+        self._lock = threading.Lock()
+        self._compiled: dict[Any, Any] = {}
+        usual = usual_shapes(stage)
+        self._fixed = all(None not in shape for shape in usual.values())
+        self.compiled_for({name: tuple(usual[name]) for name in self.inputs})
 
     def session(self) -> OpenVinoSession:
-        return OpenVinoSession(self._ov, self._compiled)
+        return OpenVinoSession(self, self._engine)
+
+    def compiled_for(self, shapes: Mapping[str, tuple[int | None, ...]]) -> Any:
+        """The compiled model for these shapes of the inputs."""
+        few = all(shape[0] is not None and shape[0] <= _MOST_IMAGES for shape in shapes.values())
+        apart = self._fixed and (self._rows or few)
+        key = tuple(shapes.values()) if apart else None
+        with self._lock:
+            if key not in self._compiled:
+                model = self._model
+                if apart:
+                    model = model.clone()
+                    model.reshape({name: list(shape) for name, shape in shapes.items()})
+                self._compiled[key] = self._engine.compile(model)
+            return self._compiled[key]
 
 
 class OpenVinoSession:
-    """One inference request: its outputs are views of the request's own memory, overwritten by the next run."""
+    """Inference requests, one for each compiled model: outputs are views of its memory, overwritten by the next run."""
 
-    def __init__(self, ov: Any, compiled: Any) -> None:
-        self._ov = ov
-        self._request = compiled.create_infer_request()
-        self._inputs = {port.get_any_name(): port.get_element_type() for port in compiled.inputs}
-        self._outputs = [port.get_any_name() for port in compiled.outputs]
+    def __init__(self, stage: OpenVinoStage, engine: OpenVinoStages) -> None:
+        self._stage = stage
+        self._engine = engine
+        self._requests: dict[int, Any] = {}
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        ov, request = self._ov, self._request
+        stage = self._stage
+        arrays = {name: np.ascontiguousarray(feeds[name]) for name in stage.inputs}
         try:
-            for name, kind in self._inputs.items():
-                array = np.ascontiguousarray(feeds[name])
-                request.set_tensor(name, ov.Tensor(array, ov.Shape(list(array.shape)), kind))
+            compiled = stage.compiled_for({name: array.shape for name, array in arrays.items()})
+            request = self._requests.get(id(compiled))
+            if request is None:
+                request = self._requests[id(compiled)] = compiled.create_infer_request()
+            for name, array in arrays.items():
+                request.set_tensor(name, self._engine.tensor(array, stage.inputs[name]))
             request.infer()
         except Exception as error:
             shapes = {name: list(array.shape) for name, array in feeds.items()}
             raise BackendError(f"openvino: failed on {shapes}: {_first_line(error)}") from error
-        return {name: _array(request.get_tensor(name)) for name in self._outputs}
-
-
-class OpenVinoRunner:
-    """Runs an ONNX file without functions by the contract of `Runner`. Arguments as of `OpenVinoStages`."""
-
-    name = "openvino"
-
-    def __init__(self, path: str | Path, precision: str, threads: int | None = None) -> None:
-        engine = OpenVinoStages(precision, threads)
-        self.threads = engine.threads
-        self._stage: OpenVinoStage | None = engine.open(Path(path), {"outputs": [], "inputs": [], "shapes": {}})
-        self._idle: list[OpenVinoSession] = []
-        self._lock = threading.Lock()
-
-    def run(self, images: np.ndarray, image_sizes: np.ndarray) -> dict[str, np.ndarray]:
-        with self._lock:
-            stage = self._stage
-            session = self._idle.pop() if self._idle else None
-        if stage is None:
-            raise BackendError("openvino: this predictor is closed; load the bundle again")
-        session = session or stage.session()
-        found = session.run({"images": images, "image_sizes": image_sizes})
-        outputs = {name: value.copy() for name, value in found.items()}
-        with self._lock:
-            self._idle.append(session)
-        return outputs
-
-    def close(self) -> None:
-        with self._lock:
-            self._stage = None
-            self._idle.clear()
+        return {name: _array(request.get_tensor(name)) for name in stage.outputs}
 
 
 def cpu_config(core: Any, precision: str, threads: int) -> dict[str, Any]:
@@ -146,7 +158,7 @@ def _handing_over_bf16(ov: Any, model: Any, stage: Mapping[str, Any]) -> Any:
     for name in stage["channels_last"]:
         if name in stage["outputs"]:
             edit.output(name).tensor().set_element_type(ov.Type.bf16)
-    if stage["rows"]:
+    if stage["slots"] is not None:
         for port in model.inputs:
             if port.get_element_type() == ov.Type.f32:
                 edit.input(port.get_any_name()).tensor().set_element_type(ov.Type.bf16)

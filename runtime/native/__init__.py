@@ -11,13 +11,14 @@ from __future__ import annotations
 from .arrays import narrowed, widened
 from .bilinear import resize_bilinear
 from .detections import DetectionArrays, detections
-from .library import About, about, usable_variants, using
+from .library import NUMPY, About, about, usable_variants, using
 from .masks import paste_crops, paste_masks, paste_rles
 from .nms import nms
 from .proposals import Proposals, proposals
 from .roi_align import roi_align
 
 __all__ = [
+    "NUMPY",
     "About",
     "DetectionArrays",
     "Proposals",

@@ -55,6 +55,7 @@ def resize_bilinear(
         raise ValueError(f"resize_bilinear expects writable uint8 {[height, width, channels]} as out, got {found}")
     elif not _rows_in_order(out):
         raise ValueError("resize_bilinear expects an out whose rows are in C order")
+    threads = arrays.thread_count(threads)
     native = library.handle()
     if native is None:
         _in_numpy(image, height, width, out)
@@ -73,7 +74,7 @@ def resize_bilinear(
         channels=channels,
         out_height=height,
         out_width=width,
-        threads=arrays.thread_count(threads),
+        threads=threads,
     )
     return out
 

@@ -90,6 +90,7 @@ def detections(
             for name, array, dtype, shape in zip(DetectionArrays._fields, given, types, shapes, strict=True)
         ]
     )
+    threads = arrays.thread_count(threads)
     native = library.handle()
     if native is None:
         _in_numpy(class_logits, box_deltas, rois, counts, image_sizes, cap, class_agnostic, options, found)
@@ -110,7 +111,7 @@ def detections(
         most=most,
         class_agnostic=class_agnostic,
         logit_type=logit_type,
-        threads=arrays.thread_count(threads),
+        threads=threads,
         **options,
     )
     return found

@@ -7,6 +7,8 @@ another processor, the ops run in NumPy, and one warning per process says so.
 from __future__ import annotations
 
 import ctypes
+import os
+import struct
 import threading
 import warnings
 from collections.abc import Iterator
@@ -41,6 +43,7 @@ class _Library:
     """An opened library; `names` of its variants, best first."""
 
     def __init__(self, path: Path) -> None:
+        _check_whole(path)
         handle = ctypes.CDLL(str(path))  # releases the GIL while it computes
         handle.regionrt_abi.restype = ctypes.c_int32
         found = handle.regionrt_abi()
@@ -141,6 +144,19 @@ def _open() -> None:
         _state.opened = True
     if _state.problem is not None:
         warnings.warn(f"native CPU ops are off, NumPy computes instead (slower): {_state.problem}", stacklevel=4)
+
+
+def _check_whole(path: Path) -> None:
+    """OSError for a file that is cut short: the system's loader ends the process (SIGBUS) when it meets one."""
+    with path.open("rb") as file:
+        header = file.read(64)
+        size = file.seek(0, os.SEEK_END)
+    if header[:5] != b"\x7fELF\x02" or len(header) < 64:
+        return  # the loader refuses it
+    (sections,) = struct.unpack_from("Q", header, 40)  # they stand at the file's end
+    width, number = struct.unpack_from("HH", header, 58)
+    if sections + width * number > size:
+        raise OSError(f"it is cut short: {sections + width * number:,} bytes expected, {size:,} found")
 
 
 def _problem(error: Exception) -> str:

@@ -34,6 +34,7 @@ def nms(
     classes = arrays.checked("classes", classes, np.int32, (images, rows))
     threshold = box_math.fraction("iou_threshold", iou_threshold)
     keep = arrays.output("out", out, bool, (images, rows))
+    threads = arrays.thread_count(threads)
     native = library.handle()
     if native is None:
         _in_numpy(boxes, classes, threshold, keep)
@@ -47,7 +48,7 @@ def nms(
         iou_threshold=threshold,
         images=images,
         rows=rows,
-        threads=arrays.thread_count(threads),
+        threads=threads,
     )
     return keep
 

@@ -84,6 +84,7 @@ def proposals(
         arrays.output("out.scores", scores, np.float32, (images, post_nms)),
         arrays.output("out.counts", number, np.int32, (images,)),
     )
+    threads = arrays.thread_count(threads)
     native = library.handle()
     if native is None:
         _in_numpy(objectness, deltas, anchors, image_sizes, options, weights, found)
@@ -103,7 +104,7 @@ def proposals(
         levels=len(anchors),
         images=images,
         logit_type=logit_type,
-        threads=arrays.thread_count(threads),
+        threads=threads,
         **options,
     )
     del objectness_at, deltas_at, anchors_at, counts_at  # alive until here

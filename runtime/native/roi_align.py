@@ -90,6 +90,7 @@ def roi_align(
     shape = (images, rows, height, width, channels) if channels_last else (images, rows, channels, height, width)
     out = arrays.output("out", out, features[0].dtype if dtype is None else np.dtype(dtype), shape)
     out_type = arrays.kind_of("dtype", out)
+    threads = arrays.thread_count(threads)
     native = library.handle()
     if native is None:
         axis_options = ((height, width), ratio, aligned)
@@ -120,7 +121,7 @@ def roi_align(
         out_channels_last=channels_last,
         feature_type=feature_type,
         out_type=out_type,
-        threads=arrays.thread_count(threads),
+        threads=threads,
     )
     del levels  # alive until here
     return out

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from regionrt.cli import run
+from regionrt.runtime import load
 from regionrt.runtime.bundle import Manifest
 
 
@@ -54,6 +55,46 @@ def test_bench_writes_a_report(checkpoint: Path, tmp_path: Path, capfd: pytest.C
     assert run([*arguments, "--seconds", "0.5", "--compile-seconds", "0", "--batch", "1", "--no-fresh"]) == 0
     assert {"report.json", "report.md", "report.html"} <= {p.name for p in (tmp_path / "report").iterdir()}
     assert "PyTorch" in capfd.readouterr().out
+
+
+def test_some_classes_of_the_data(
+    checkpoint: Path, data: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """As for a net that was trained on some classes of a data set with more: all verbs that take data can be told."""
+    bundle, chosen = str(tmp_path / "bundle"), ["--classes", "bolt,nut"]
+    assert run(["export", str(checkpoint), "--out", bundle, "--ops", "native"]) == 0
+    capfd.readouterr()
+    assert run(["eval", bundle, "--data", data, *chosen, "--json"]) == 0
+    per_class = json.loads(capfd.readouterr().out)["per_class"]
+    assert run(["eval", bundle, "--data", data, "--json"]) == 0
+    everything = json.loads(capfd.readouterr().out)["per_class"]
+    left_out = everything.pop("washer")
+    assert left_out["objects"] > 0
+    assert per_class["washer"]["objects"] == 0
+    assert {name: row["objects"] for name, row in everything.items()} == {
+        name: per_class[name]["objects"] for name in everything
+    }
+    assert run(["verify", bundle, "--checkpoint", str(checkpoint), "--data", data, *chosen, "--images", "2"]) == 0
+    capfd.readouterr()
+    assert run(["eval", bundle, "--data", data, "--classes", "screw"]) == 1
+    assert "screw" in one_line(capfd.readouterr().err)
+
+
+def test_autotune_keeps_the_order_of_this_machine(
+    checkpoint: Path, tmp_path: Path, monkeypatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    bundle = tmp_path / "bundle"
+    assert run(["export", str(checkpoint), "--out", str(bundle)]) == 0
+    capfd.readouterr()
+    assert run(["bench", str(bundle), "--autotune", "--seconds", "0.5", "--json"]) == 0
+    rows = json.loads(capfd.readouterr().out)[str(bundle)]
+    medians = [row["p50_ms"] for row in rows]
+    assert medians == sorted(medians)
+    with load(bundle) as predict:
+        assert (predict.about["backend"], predict.about["form"]) == (rows[0]["backend"], rows[0]["form"])
+        assert predict.about["order"] == "autotune's"
+    assert run(["bench", str(bundle)]) == 2, "neither a report nor autotune is asked for"
 
 
 def test_the_shown_command_reproduces_training(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ import regionrt.runtime as rt
 from regionrt.export import ExportOptions, export_bundle, verify
 from regionrt.runtime import native
 from regionrt.runtime.backends import openvino as openvino_backend
+from regionrt.runtime.backends import staged
 from regionrt.runtime.backends.staged import Rows, StagedRunner, bucket_of
 from regionrt.runtime.bundle import Manifest
 from regionrt.runtime.loading import runner_for
@@ -91,6 +93,15 @@ def test_without_the_compiled_ops_numpy_computes_the_same(fixed):
         found = runner.run(*arrays)
     np.testing.assert_array_equal(found["labels"], wanted["labels"])
     np.testing.assert_allclose(found["boxes"], wanted["boxes"], atol=1e-3)
+
+
+def test_where_numpy_computes_the_ops_a_whole_graph_goes_first(fixed):
+    with rt.load(fixed.bundle) as predict:
+        assert predict.about["form"] == "staged"
+    with native.using("numpy"), rt.load(fixed.bundle) as predict:
+        assert predict.about["form"] == "native"
+    with native.using("numpy"), rt.load(fixed.bundle, form="staged") as predict:
+        assert predict.about["form"] == "staged"
 
 
 @pytest.mark.parametrize("backend", ENGINES)
@@ -174,7 +185,7 @@ def manifest_with(bundle, change) -> None:
         (lambda a: a["ops_between"][0].update(op="RegionTelepathy"), "knows no op 'RegionTelepathy'"),
         (lambda a: a["ops_between"].pop(1), "nothing gives .*roi_features"),
         (lambda a: a["stages"][0].update(file="/etc/passwd"), "none of the artefact's files"),
-        (lambda a: a["stages"][0].pop("rows"), "expected rows of each stage"),
+        (lambda a: a["stages"][0].pop("slots"), "expected slots of each stage"),
         (lambda a: a["ops_between"][0].update(inputs="all"), "RegionProposals is not whole"),
     ],
 )
@@ -197,12 +208,49 @@ def test_a_stage_file_changed_on_disk(fixed, copy_of):
         rt.load(bundle, backend="onnxruntime", form="staged")
 
 
-@pytest.mark.parametrize(("rows", "bucket"), [(0, 13), (1, 13), (13, 13), (14, 26), (100, 100), (99, 100)])
+@pytest.mark.parametrize(("rows", "bucket"), [(0, 1), (1, 32), (32, 32), (33, 64), (99, 100), (100, 100)])
 def test_rows_are_rounded_up_to_few_numbers(rows, bucket):
-    assert bucket_of(rows, 100, 1) == (bucket if rows else 1)
+    assert bucket_of(rows, 100) == bucket
+
+
+def test_many_rows_go_in_chunks(fixed, monkeypatch):
+    """More rows than go at once: the same as all at once."""
+    wanted = runner_of(fixed, "openvino").run(*placed(fixed, 4))
+    monkeypatch.setattr(staged, "_CHUNK", 16)
+    monkeypatch.setattr(staged, "_STEP", 8)
+    runner, seen = runner_of(fixed, "openvino"), []
+    session = runner._stages["dense_1"].session()
+    run = session.run
+    monkeypatch.setattr(session, "run", lambda feeds: seen.append(len(feeds["roi_features"])) or run(feeds))
+    monkeypatch.setattr(runner._stages["dense_1"], "session", lambda: session)
+    found = runner.run(*placed(fixed, 4))
+    assert set(seen) == {16}
+    assert len(seen) > 2
+    for name, value in wanted.items():
+        np.testing.assert_allclose(found[name], value, atol=1e-4)
 
 
 def test_packed_rows_find_back_to_their_images():
     rows = Rows(np.arange(10, 16)[:, None], np.array([2, 0, 4], np.int32))
     assert [rows.of(image).ravel().tolist() for image in range(3)] == [[10, 11], [], [12, 13, 14, 15]]
     assert rows.padded(5)[2].ravel().tolist() == [12, 13, 14, 15, 0]
+
+
+@pytest.mark.parametrize("backend", ENGINES)
+def test_memory_does_not_grow_with_requests(dynamic, backend):
+    """Of all shapes and counts that come; a leak of one set of feature maps per request would be 60 MiB."""
+    runner = runner_of(dynamic, backend)
+    inputs = [placed(dynamic, 1 + number) for number in range(4)]
+    for number in range(200):
+        runner.run(*inputs[number % 4])
+    before = resident_bytes()
+    for number in range(1000):
+        runner.run(*inputs[number % 4])
+    assert resident_bytes() - before < 8 * 2**20
+
+
+def resident_bytes() -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1]) * 1024
+    pytest.skip("this system does not tell how much memory is in use")

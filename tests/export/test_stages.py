@@ -17,7 +17,11 @@ from regionrt.export.passes.stages import _one_row_per_image, stages
 
 def test_stages_of_a_pyramid_with_masks(dynamic):
     dense, between = stages(dynamic.abstract.clone())
-    assert [(stage.name, stage.rows) for stage in dense] == [("dense_0", False), ("dense_1", True), ("dense_2", True)]
+    assert [(stage.name, stage.slots) for stage in dense] == [
+        ("dense_0", None),
+        ("dense_1", PROPOSALS),
+        ("dense_2", DETECTIONS),
+    ]
     assert [op.op for op in between] == ["RegionProposals", "RegionRoiAlign", "RegionDetections", "RegionRoiAlign"]
     body, box, mask = dense
     assert set(body.channels_last) == {"features.0", "features.1"}
@@ -48,7 +52,7 @@ def test_every_stage_passes_onnxs_checker(exported):
 
 def test_the_slots_of_no_image_are_left_in_a_stage_of_rows(exported):
     for stage in stages(exported.abstract.clone())[0]:
-        if stage.rows:
+        if stage.slots:
             numbers = [v.const_value.numpy().ravel().tolist() for v in stage.model.graph.initializers.values()
                        if v.dtype == ir.DataType.INT64]  # fmt: skip
             assert not any(count in values for values in numbers for count in (PROPOSALS, DETECTIONS))

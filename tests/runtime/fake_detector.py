@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -170,6 +171,15 @@ def write_fake_bundle(folder: Path, masks: bool = False, **changes: Any) -> Path
 
 def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
     (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+def with_artifacts(folder: Path, *artifacts: dict[str, Any]) -> Path:
+    """The bundle with these artefacts; an engine that no machine can read and a second form are there to be named."""
+    (folder / "engines").mkdir(exist_ok=True)
+    (folder / "engines" / "a.engine").write_bytes(b"no engine of this machine")
+    shutil.copy(folder / "native.onnx", folder / "portable.onnx")
+    write_manifest(folder, fake_manifest(folder, artifacts=list(artifacts)))
+    return folder
 
 
 def photo_with(height: int, width: int, **areas: tuple[int, int, int, int]) -> np.ndarray:

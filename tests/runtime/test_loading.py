@@ -2,29 +2,19 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
 import onnx.parser
 import pytest
-from fake_detector import fake_artifact, fake_manifest, fake_model, photo_with, write_manifest
+from fake_detector import fake_artifact, fake_manifest, fake_model, photo_with, with_artifacts, write_manifest
 
 import regionrt.runtime as rt
 from regionrt.runtime.backends.onnxruntime import OnnxRuntimeRunner
 
 pytestmark = pytest.mark.usefixtures("no_gpu")
 ORT = fake_artifact("onnxruntime", "native", ["native.onnx", "weights.bin"])
-
-
-def with_artifacts(folder: Path, *artifacts: dict[str, Any]) -> Path:
-    (folder / "engines").mkdir(exist_ok=True)
-    (folder / "engines" / "a.engine").write_bytes(b"no engine of this machine")
-    shutil.copy(folder / "native.onnx", folder / "portable.onnx")
-    write_manifest(folder, fake_manifest(folder, artifacts=list(artifacts)))
-    return folder
 
 
 def test_about_says_what_runs(shared_bundle: Path) -> None:

@@ -136,6 +136,36 @@ def test_stream_with_a_bad_image(shared_bundle: Path, tmp_path: Path) -> None:
             list(predict.stream([good, bad]))
 
 
+def test_the_net_is_ahead_of_the_caller(shared_bundle: Path, tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    Image.fromarray(photo_with(100, 100)).save(path)
+    second = threading.Event()
+    calls = []
+    with rt.load(shared_bundle) as predict:
+        run = predict.runner.run
+
+        def counted(images: np.ndarray, sizes: np.ndarray) -> dict[str, np.ndarray]:
+            calls.append(1)
+            if len(calls) == 2:
+                second.set()
+            return run(images, sizes)
+
+        predict.runner.run = counted  # type: ignore[method-assign]
+        stream = predict.stream([path] * 3)
+        next(stream)
+        assert second.wait(30), "the second image is on the net while the caller has the first"
+        assert len(list(stream)) == 2
+
+
+def test_an_error_of_the_engine_names_the_image(shared_bundle: Path, tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    Image.fromarray(photo_with(100, 100)).save(path)
+    with rt.load(shared_bundle) as predict:
+        predict.close()
+        with pytest.raises(rt.BackendError, match=r"a\.png: .*closed"):
+            list(predict.stream([path]))
+
+
 def test_an_abandoned_stream_stops_decoding(shared_bundle: Path, tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     Image.fromarray(photo_with(100, 100)).save(path)
@@ -151,7 +181,7 @@ def test_an_abandoned_stream_stops_decoding(shared_bundle: Path, tmp_path: Path)
         next(stream)
         stream.close()
     assert len(taken) < 10
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("regionrt-decode")]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("regionrt-")]
 
 
 def test_eight_threads_get_identical_results(mask_bundle: Path) -> None:
