@@ -66,7 +66,7 @@ def _print_layers(out: Path, report: Any, photos: int) -> None:
     """Narrow enough for 80 columns: weights in thousands, and the method only where it is not the title's."""
 
     def percent(share: float | None) -> str:
-        return "–" if share is None else f"{100 * share:.2f}%"
+        return "–" if share is None else f"{100 * share:.1f}%"
 
     usual = "data-aware" if photos else "svd"
     columns, rows = ["layer", "rank", "k weights", "after", "energy"], []

@@ -76,8 +76,8 @@ class DataAwareSVD:
     ridge: C is shrunk to C + ridge · tr(C)/in · I, so that directions that the calibration photos do not show keep the
     order that plain SVD gives them. A fixed ridge, because Ledoit and Wolf's estimate takes samples for independent:
     RoIs of one photo overlap, there are thousands of them, and it would find nothing to shrink. Whatever the ridge, the
-    error on the calibration data is never larger than plain SVD's: both terms of the sum are smallest together, and
-    the second one is smallest for plain SVD.
+    error on the calibration data is never larger than plain SVD's: the pair has the smallest sum of that error and a
+    multiple of ‖W − W'‖², and of the latter alone plain SVD's is the smallest there is.
     """
 
     rank: Rank
