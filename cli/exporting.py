@@ -15,25 +15,73 @@ from .values import names_from, ranks_from, size_from
 def compress(
     checkpoint: Path,
     out: Annotated[Path, typer.Option(metavar="CKPT")],
-    rank: Annotated[str, typer.Option(metavar="fc6=1024,fc7=256", help="rank of each layer to split")],
+    rank: Annotated[str | None, typer.Option(metavar="fc6=1024,fc7=256", help="rank of each layer to split")] = None,
+    energy: Annotated[
+        float | None, typer.Option(help="instead: the smallest ranks that keep this share, e.g. 0.9")
+    ] = None,
+    ratio: Annotated[float | None, typer.Option(help="instead: this share of the weights stays, e.g. 0.5")] = None,
+    layers: Annotated[
+        str | None,
+        typer.Option(metavar="NAME,…", help="for --energy and --ratio; patterns too; default: fully connected ones"),
+    ] = None,
+    spatial: Annotated[bool, typer.Option("--spatial", help="k×k convolutions too, as k×1 and 1×k")] = False,
+    multiple: Annotated[int, typer.Option(help="what --energy and --ratio give is rounded up to a multiple")] = 16,
+    data: Annotated[
+        str | None, typer.Option("--data", metavar="DIR", help="photos: keeps the layers' outputs, not their weights")
+    ] = None,
+    split: Annotated[str, typer.Option(help="of the data")] = "train",
+    images: Annotated[int, typer.Option(help="of the split; every fifth only measures the error")] = 50,
     model: Model = None,
     labels: Labels = None,
     as_json: AsJson = False,
 ) -> None:
-    """Split fully connected layers by truncated SVD; the result is a checkpoint that trains and exports as before."""
-    from regionrt.export.compress.checkpoint import compress_checkpoint
+    """Split layers by truncated SVD; the result is a checkpoint that trains (--from) and exports as before."""
+    from regionrt.export.compress.calibration import Photo, spread
+    from regionrt.export.compress.checkpoint import CompressOptions, compress_checkpoint
     from regionrt.train.checkpoint import write_checkpoint
+    from regionrt.train.data import open_data
 
-    ranks = ranks_from(rank)
-    compressed, layers = compress_checkpoint(checkpoint_from(checkpoint, model, labels), ranks)
+    if sum(given is not None for given in (rank, energy, ratio)) != 1:
+        raise typer.BadParameter("say how far to compress by one of --rank, --energy and --ratio")
+    options = CompressOptions(
+        ranks=ranks_from(rank) if rank is not None else {}, energy=energy, ratio=ratio, layers=names_from(layers) or (),
+        spatial=spatial, multiple=multiple,
+    )  # fmt: skip
+    source = checkpoint_from(checkpoint, model, labels)
+    photos = None
+    if data is not None:
+        chosen = open_data(data, split, source.labels)
+        samples = [chosen[i] for i in spread(range(len(chosen)), images)]
+        photos = [Photo(sample.name, sample.image) for sample in samples]
+    with console.steps("compress") as tell:
+        compressed, report = compress_checkpoint(source, options, photos, tell)
     write_checkpoint(out, compressed)
     if as_json:
-        console.print_json({"checkpoint": str(out), "layers": [layer.to_json() for layer in layers]})
-        return
-    rows = [
-        [x.name, str(x.rank), str(x.weights_before), str(x.weights_after), f"{100 * x.energy:.2f}%"] for x in layers
-    ]
-    console.table(str(out), ["layer", "rank", "weights before", "after", "energy kept"], rows)
+        console.print_json({"checkpoint": str(out), "layers": [layer.to_json() for layer in report]})
+    else:
+        _print_layers(out, report, len(photos) if photos else 0)
+
+
+def _print_layers(out: Path, report: Any, photos: int) -> None:
+    """Narrow enough for 80 columns: weights in thousands, and the method only where it is not the title's."""
+
+    def percent(share: float | None) -> str:
+        return "–" if share is None else f"{100 * share:.1f}%"
+
+    usual = "data-aware" if photos else "svd"
+    columns, rows = ["layer", "rank", "k weights", "after", "energy"], []
+    for x in report:
+        name = x.name if x.method == usual else f"{x.name} ({x.method})"
+        rows.append([name, str(x.rank or "–"), *(f"{n / 1000:.1f}" for n in (x.weights_before, x.weights_after))])
+        rows[-1] += [percent(x.energy)] + ([percent(x.output_error), percent(x.svd_error)] if photos else [])
+    title = f"{out}: {usual}"
+    if photos:
+        columns += ["error", "of svd"]
+        title += f" on {photos} images; output errors on every fifth"
+    console.table(title, columns, rows)
+    for layer in report:
+        if layer.left_alone:
+            console.say(f"{layer.name} is left alone: {layer.left_alone}")
 
 
 @verb()

@@ -147,7 +147,7 @@ def deploy(
     """Compress, export, build, verify and bench in one; refuses (exit code 1) when too much accuracy is lost."""
     from regionrt.bench.report import BenchOptions
     from regionrt.export import ExportOptions
-    from regionrt.export.compress.checkpoint import compress_checkpoint
+    from regionrt.export.compress.checkpoint import CompressOptions, compress_checkpoint
 
     from .deploy import DeployOptions
     from .deploy import deploy as run
@@ -172,7 +172,7 @@ def deploy(
             data,
             out,
             options,
-            compress=(lambda c: compress_checkpoint(c, ranks)[0]) if ranks else None,
+            compress=(lambda c: compress_checkpoint(c, CompressOptions(ranks))[0]) if ranks else None,
             commands=("regionrt " + shlex.join(sys.argv[1:]),),
             progress=tell,
         )

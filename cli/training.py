@@ -45,6 +45,9 @@ def train(
     optimizer: Annotated[str, typer.Option(help="sgd, or adamw (lr near 0.001), better from random weights")] = "sgd",
     weight_decay: Annotated[float, typer.Option(help="of weights; biases and norms have none")] = 5e-4,
     init: Annotated[Path | None, typer.Option(metavar="WEIGHTS", help="ImageNet weights of the backbone")] = None,
+    start: Annotated[
+        Path | None, typer.Option("--from", metavar="CKPT", help="go on from this checkpoint, e.g. a compressed one")
+    ] = None,
     freeze: Annotated[str | None, typer.Option(metavar="LAYERS", help="comma-separated, e.g. backbone")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on after the last whole epoch in RUN")] = False,
     classes: Classes = None,
@@ -80,7 +83,7 @@ def train(
     options = TrainOptions(
         epochs=epochs, batch=batch, lr=lr,
         optimizer=optimizer,
-        weight_decay=weight_decay, init=init, freeze=names_from(freeze) or (), resume=resume,
+        weight_decay=weight_decay, init=init, start=start, freeze=names_from(freeze) or (), resume=resume,
         size=size_from(size), precision=precision, early_stop=early_stop, evaluate_every=evaluate_every,
         scale=scales, colour=colour, flip=flip, workers=workers,
         devices=int(devices) if devices.isdigit() else devices, strategy=strategy, accelerator=accelerator, seed=seed,

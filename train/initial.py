@@ -1,13 +1,15 @@
-"""Where training starts: weights that `--init` brings, and layers that `--freeze` holds."""
+"""Where training starts: weights that `--init` or `--from` brings, and layers that `--freeze` holds."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
-from .checkpoint import CheckpointError, read_tensors
+from .checkpoint import Checkpoint, CheckpointError, read_checkpoint, read_tensors
 from .models.backbones import BACKBONES, initial_weights
 from .models.errors import ModelError
 
@@ -21,7 +23,7 @@ def init_backbone(module: nn.Module, backbone: str, path: str | Path) -> list[st
     path = Path(path)
     content = read_tensors(path)
     if "format" in content:
-        raise CheckpointError(f"{path} is a RegionRT checkpoint: --init takes a classifier's state_dict; see --resume")
+        raise CheckpointError(f"{path} is a RegionRT checkpoint: --init takes a classifier's state_dict; see --from")
     if wrong := [k for k, v in content.items() if not isinstance(k, str) or not isinstance(v, Tensor)]:
         raise CheckpointError(f"{path}: expected a state_dict of tensors, found {len(wrong)} other entries")
     if backbone not in BACKBONES:
@@ -44,6 +46,14 @@ def init_backbone(module: nn.Module, backbone: str, path: str | Path) -> list[st
     if not sorted_out.left_out:
         return []
     return [f"{path.name}: left out {len(sorted_out.left_out)} keys of no use here: {_some(sorted_out.left_out)}"]
+
+
+def checkpoint_to_start_from(path: str | Path, model: str, config: Mapping[str, Any]) -> Checkpoint:
+    """A checkpoint of `model` with its options, changed by those in `config`. CheckpointError for another model."""
+    found = read_checkpoint(path)
+    if found.model != model:
+        raise CheckpointError(f"{path} is a {found.model}: train that, not {model}")
+    return replace(found, config={**found.config, **config})
 
 
 def frozen_modules(module: nn.Module, prefixes: Sequence[str]) -> list[nn.Module]:

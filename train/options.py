@@ -33,6 +33,7 @@ class TrainOptions:
     grad_clip: float = 10.0  # norm; 0 is off
     precision: str = "fp32"  # or "bf16": autocast, box arithmetic stays fp32
     init: Path | None = None  # ImageNet weights of the backbone, in torchvision's key names
+    start: Path | None = None  # a checkpoint to go on from, e.g. a compressed one: its options, labels and weights
     freeze: tuple[str, ...] = ()
     resume: bool = False
     size: tuple[int, int] | None = None  # canvas; None: the model's
@@ -69,6 +70,8 @@ class TrainOptions:
             raise TrainError(f'optimizer {self.optimizer!r}: give "sgd" or "adamw"')
         if self.precision not in ("fp32", "bf16"):
             raise TrainError(f'precision {self.precision!r}: give "fp32" or "bf16"')
+        if self.init is not None and self.start is not None:
+            raise TrainError("init and start: give ImageNet weights or a checkpoint to begin with, not both")
         if self.early_stop and not self.evaluate_every:
             raise TrainError("early_stop needs evaluation: give evaluate_every 1 or more")
         try:
@@ -82,4 +85,4 @@ class TrainOptions:
     def to_json(self) -> dict[str, Any]:
         """Plain values, as they stand in a run folder's `run.json`."""
         values = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
-        return values | {"init": None if self.init is None else str(self.init)}
+        return values | {name: None if values[name] is None else str(values[name]) for name in ("init", "start")}

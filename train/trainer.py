@@ -24,10 +24,10 @@ from torch.utils.data import DataLoader
 from regionrt.runtime.atomic import replace_file
 
 from .batches import Batch, EpochSampler, TrainingCanvases, collate
-from .checkpoint import Checkpoint, write_checkpoint
+from .checkpoint import Checkpoint, load_weights, write_checkpoint
 from .data import DetectionData, open_data
 from .evaluate import evaluate
-from .initial import frozen_modules, init_backbone
+from .initial import checkpoint_to_start_from, frozen_modules, init_backbone
 from .models import MODELS, ModelError, RegionConfig, build_model
 from .models.region import canvas_of, losses
 from .models.torchvision_models import BACKBONE_OF
@@ -53,7 +53,9 @@ def train(
     """Train a model on a data set into the run folder `out`; returns the path of its `best.pt`.
 
     model: a name of `MODELS`; config: its options (`RegionConfig`, or what torchvision's builder takes). With
-    `options.init` and no `norm` given, BatchNorm is frozen; without, it learns. classes: of the data, these only.
+    `options.init` and no `norm` given, BatchNorm is frozen; without, it learns. With `options.start` the model is that
+    checkpoint's, layers that `compress` split included, `config` what of its options is to change, and the data is read
+    with its labels. classes: of the data, these only.
     report: called with the row of each epoch (losses, AP, seconds) and with {"note": text}.
 
     After each epoch `last.pt`, `last.ckpt`, `log.json`, `log.csv` and, when validation AP is the best so far, `best.pt`
@@ -61,12 +63,15 @@ def train(
     interruption, as every random number follows from seed, epoch, step and image. AP is of boxes, for Mask R-CNN of
     masks.
 
-    Raises TrainError, ModelError, CheckpointError (`init`) and DataError.
+    Raises TrainError, ModelError, CheckpointError (`init`, `start`) and DataError.
     """
     options = options or TrainOptions()
     report = report or (lambda row: None)
-    full = _config(model, config or {}, options)
-    training_data = open_data(data, options.train_split, classes=classes)
+    start = None
+    if options.start is not None:
+        start = checkpoint_to_start_from(options.start, model, config or {})
+    full = _config(model, start.config if start else config or {}, options)
+    training_data = open_data(data, options.train_split, labels=start.labels if start else None, classes=classes)
     validation = None
     if options.evaluate_every:
         validation = open_data(data, options.val_split, labels=training_data.labels, classes=classes)
@@ -82,6 +87,8 @@ def train(
     if options.init is not None:
         for note in init_backbone(module, full.get("backbone") or BACKBONE_OF[model], options.init):
             report({"note": note})
+    if start is not None:
+        load_weights(module, start.state_dict, str(options.start))
     held = frozen_modules(module, options.freeze)
     items = TrainingCanvases(training_data, canvas_of(module), options.augmentation(), options.seed, has_masks)
 

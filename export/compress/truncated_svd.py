@@ -1,60 +1,78 @@
-"""Truncated SVD of fully connected layers (Girshick, Fast R-CNN, arXiv:1504.08083, section 3.1)."""
+"""Truncated SVD of fully connected layers and 1×1 convolutions (Girshick, Fast R-CNN, arXiv:1504.08083, 3.1)."""
 
-from collections.abc import Mapping
+from __future__ import annotations
+
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+from regionrt.train.models.svd_pairs import SVD, Split, SvdPair, splittable
 
 from ..errors import ExportError
+from .layers import matrix_of, pair_of_factors
+from .ranks import Rank, rank_for
+
+
+@dataclass(frozen=True)
+class Halves:
+    """A pair, and the share of the energy (squared singular values) that it keeps of its layer."""
+
+    pair: SvdPair
+    split: Split
+    energy: float
 
 
 @dataclass(frozen=True)
 class TruncatedSVD:
-    """Linear [out, in] → two Linears of rank k: k·(in + out) weights instead of in·out."""
+    """[out, in] → two layers of rank k: k·(in + out) weights instead of in·out.
 
-    rank: int
-
-    def __call__(self, layer: nn.Linear) -> nn.Sequential:
-        """The pair (Linear(in, k) without bias, Linear(k, out)) nearest to `layer` in the Frobenius norm.
-
-        Raises ExportError for a rank beyond which the pair would hold more weights than the layer.
-        """
-        inputs, outputs = layer.in_features, layer.out_features
-        limit = (outputs * inputs - 1) // (outputs + inputs)
-        if not 1 <= self.rank <= limit:
-            raise ExportError(
-                f"rank {self.rank} for a {inputs}→{outputs} layer: give 1..{limit}, beyond which SVD adds weights"
-            )
-        # In float64: the small singular values of a trained layer lie near the rounding of float32.
-        u, s, v = torch.linalg.svd(layer.weight.detach().double(), full_matrices=False)
-        first = nn.Linear(inputs, self.rank, bias=False)
-        second = nn.Linear(self.rank, outputs, bias=layer.bias is not None)
-        with torch.no_grad():
-            first.weight.copy_(s[: self.rank, None] * v[: self.rank])
-            second.weight.copy_(u[:, : self.rank])
-            if layer.bias is not None:
-                second.bias.copy_(layer.bias)
-        return nn.Sequential(first, second).to(layer.weight)
-
-
-def compress_(module: nn.Module, ranks: Mapping[str, int]) -> dict[str, int]:
-    """Replace layers of `module` in place by pairs of the given ranks; returns full layer name → rank.
-
-    A layer is named by its full name or by its last part (`fc6`), which must then be unique. Raises ExportError for an
-    unknown or ambiguous name, naming the layers there are.
+    rank: a number, taken as it is; or `Energy` or `Ratio`, whose rank is rounded up to a multiple of `multiple`.
     """
-    layers = {name: layer for name, layer in module.named_modules() if isinstance(layer, nn.Linear)}
-    chosen: dict[str, int] = {}
-    for wanted, rank in ranks.items():
-        matches = [name for name in layers if name == wanted or name.endswith(f".{wanted}")]
-        if len(matches) != 1:
-            found = "names no fully connected layer" if not matches else f"is ambiguous: {', '.join(matches)}"
-            known = ", ".join(f"{name} ({fc.in_features}→{fc.out_features})" for name, fc in layers.items())
-            raise ExportError(f"--rank {wanted}={rank} {found}; the model has {known or 'none'}")
-        chosen[matches[0]] = rank
-    pairs = {name: TruncatedSVD(rank)(layers[name]) for name, rank in chosen.items()}
-    for name, pair in pairs.items():
-        parent, _, child = name.rpartition(".")
-        setattr(module.get_submodule(parent), child, pair)
-    return chosen
+
+    rank: Rank
+    multiple: int = 16
+
+    name = "svd"
+    kind = SVD
+
+    def fits(self, layer: nn.Module) -> bool:
+        return splittable(layer, self.kind)
+
+    def __call__(self, layer: nn.Module) -> SvdPair:
+        """The pair nearest to `layer` in the Frobenius norm; ExportError for a rank that does not fit."""
+        return self.split(layer).pair
+
+    def split(self, layer: nn.Module) -> Halves:
+        """As the call, with the rank and the energy kept. NothingGainedError where a rule leaves the layer alone."""
+        if not self.fits(layer):
+            raise ExportError(
+                f"{self.name} splits fully connected layers and 1×1 convolutions, found a {type(layer).__name__}"
+            )
+        return nearest_pair(layer, self.kind, self.rank, self.multiple)
+
+
+def nearest_pair(layer: nn.Module, kind: str, rule: Rank, multiple: int) -> Halves:
+    """The pair whose product is nearest to `matrix_of(layer, kind)` in the Frobenius norm."""
+    matrix = matrix_of(layer, kind)
+    energies, vectors = spectrum(matrix @ matrix.T)
+    rank = rank_for(rule, layer, kind, energies, multiple)
+    left = vectors[:, :rank]
+    pair, split = pair_of_factors(layer, kind, left, left.T @ matrix, layer.bias)
+    return Halves(pair, split, share_kept(energies, rank))
+
+
+def spectrum(gram: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues of a symmetric matrix, falling and at least 0, and their eigenvectors as columns.
+
+    Of W·Wᵀ these are the squared singular values and the left singular vectors U of W, and U_k·U_kᵀ·W is its nearest
+    matrix of rank k. For fc6 of VGG-16 (4096 × 25088) that is far less work than the SVD, and what squaring loses in
+    float64 lies below the rounding of float32 weights.
+    """
+    values, vectors = torch.linalg.eigh(gram)
+    return values.flip(0).clamp_min(0), vectors.flip(1)
+
+
+def share_kept(energies: Tensor, rank: int) -> float:
+    total = float(energies.sum())
+    return float(energies[:rank].sum()) / total if total else 1.0

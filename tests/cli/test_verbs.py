@@ -49,6 +49,31 @@ def test_the_road_step_by_step(checkpoint: Path, data: str, tmp_path: Path, capf
     assert (found["about"]["backend"], found["about"]["form"]) == ("openvino", "staged")
 
 
+def test_compress_by_energy_on_data_and_train_from_there(
+    checkpoint: Path, data: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    small = str(tmp_path / "small.pt")
+    arguments = ["compress", str(checkpoint), "--out", small, "--energy", "0.9", "--data", data, "--split", "test"]
+    assert run([*arguments, "--images", "10", "--multiple", "8", "--layers", "fc6,cls_score", "--json"]) == 0
+    fc6, cls_score = json.loads(capfd.readouterr().out)["layers"]
+    assert fc6["method"] == "data-aware"
+    assert fc6["rank"] % 8 == 0
+    assert fc6["energy"] >= 0.9
+    assert 0 < fc6["output_error"] < fc6["svd_error"]
+    assert "adds weights" in cls_score["left_alone"]
+
+    assert run([*arguments, "--multiple", "8", "--layers", "fc6,cls_score"]) == 0
+    shown = capfd.readouterr()
+    assert all(word in shown.out for word in ("data-aware on 12 images", "box_head.fc6", "error", "of svd"))
+    assert "cls_score is left alone: " in shown.err
+
+    training = ["train", "faster_rcnn", "--data", "shapes:train=2,val=2,size=128x128", "--out", str(tmp_path / "run")]
+    assert run([*training, "--from", small, "--epochs", "1"]) == 1
+    assert "unknown to the checkpoint" in one_line(capfd.readouterr().err)
+    assert run([*training, "--from", str(tmp_path / "absent.pt")]) == 1
+    assert "no such file" in one_line(capfd.readouterr().err)
+
+
 def test_bench_writes_a_report(checkpoint: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert run(["export", str(checkpoint), "--out", str(tmp_path / "bundle"), "--ops", "native"]) == 0
     arguments = ["bench", str(tmp_path / "bundle"), "--checkpoint", str(checkpoint), "--out", str(tmp_path / "report")]
@@ -144,6 +169,8 @@ def test_errors_are_one_line(
         ["export"],
         ["no-such-verb"],
         ["compress", "a.pt", "--out", "b.pt", "--rank", "fc6"],
+        ["compress", "a.pt", "--out", "b.pt"],
+        ["compress", "a.pt", "--out", "b.pt", "--rank", "fc6=3", "--energy", "0.9"],
         ["export", "a.pt", "--out", "b", "--size", "480"],
         ["build", "b", "--target", "toaster"],
     ],

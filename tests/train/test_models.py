@@ -128,7 +128,11 @@ def test_norm_eps_of_published_weights():
         ("faster_rcnn", {}, ("__background__",), "at least one class"),
         ("faster_rcnn", {}, ("__background__", "a", "a"), "each name once"),
         ("faster_rcnn", {"svd": {"roi_heads.box_head.fc9": 4}}, LABELS, "fc9.*lacks"),
-        ("faster_rcnn", {"svd": {"rpn.head.cls_logits": 4}}, LABELS, "Conv2d"),
+        ("faster_rcnn", {"svd": {"rpn.head.conv.0.0": 4}}, LABELS, r"Conv2d: only .* 1×1 convolutions"),
+        ("faster_rcnn", {"svd": {"rpn.head.cls_logits": {"rank": 4, "kind": "spatial"}}}, LABELS, "only k×k"),
+        ("faster_rcnn", {"svd": {"rpn.head.cls_logits": {"rank": 4, "kind": "tucker"}}}, LABELS, "expected a rank or"),
+        ("faster_rcnn", {"svd": {"rpn.head.cls_logits": True}}, LABELS, "expected a rank or .* found True"),
+        ("faster_rcnn", {"svd": 4}, LABELS, "expected ranks by layer, found 4"),
         ("faster_rcnn", {"svd": {"roi_heads.box_head.fc7": 4000}}, LABELS, "give 1..1024"),
     ],
 )
@@ -158,6 +162,33 @@ def test_svd_pairs_take_the_place_of_layers():
     assert second.bias is not None
     values = eager(module, *canvases([(96, 128)]))
     assert values["box_deltas"].shape[-1] == 4 * len(LABELS)
+
+
+def test_pairs_of_convolutions_take_the_place_of_layers():
+    svd = {
+        "backbone.body.layer2.0.conv1": {"rank": 9, "kind": "spatial"},  # 3×3, stride 2
+        "backbone.body.layer2.0.downsample.0": {"rank": 5, "bias": True},  # 1×1, stride 2, without bias
+        "backbone.fpn.inner_blocks.3.0": 6,
+        "rpn.head.conv.0.0": {"rank": 7, "kind": "spatial"},
+    }
+    whole = build_model("mask_rcnn", {**TINY, "backbone": "resnet18"}, LABELS)
+    module = build_model("mask_rcnn", {**TINY, "backbone": "resnet18", "svd": svd}, LABELS)
+    x = torch.randn(1, 64, 12, 10)
+    for name in list(svd)[:2]:
+        pair, layer = (m.get_submodule(name) for m in (module, whole))
+        assert pair(x).shape == layer(x).shape
+    shapes = {name: [tuple(part.weight.shape) for part in module.get_submodule(name)] for name in svd}
+    assert shapes == {
+        "backbone.body.layer2.0.conv1": [(9, 64, 3, 1), (128, 9, 1, 3)],
+        "backbone.body.layer2.0.downsample.0": [(5, 64, 1, 1), (128, 5, 1, 1)],
+        "backbone.fpn.inner_blocks.3.0": [(6, 512, 1, 1), (256, 6, 1, 1)],
+        "rpn.head.conv.0.0": [(7, 256, 3, 1), (256, 7, 1, 3)],
+    }
+    biases = {name: [part.bias is not None for part in module.get_submodule(name)] for name in svd}
+    assert list(biases.values()) == [[False, False], [False, True], [False, True], [False, True]]
+    for (name, before), after in zip(eager(whole, *canvases([(96, 128)])).items(),
+                                     eager(module, *canvases([(96, 128)])).values(), strict=True):  # fmt: skip
+        assert before.shape == after.shape, name
 
 
 @pytest.mark.parametrize(

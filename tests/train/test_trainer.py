@@ -16,7 +16,7 @@ from tiny_nets import TINY
 from torchvision import models
 
 from regionrt.runtime.errors import RegionRTError
-from regionrt.train.checkpoint import module_from_checkpoint, read_checkpoint
+from regionrt.train.checkpoint import CheckpointError, module_from_checkpoint, read_checkpoint
 from regionrt.train.torch_runner import torch_predictor
 from regionrt.train.trainer import TrainError, TrainOptions, train
 
@@ -164,6 +164,27 @@ def test_init_without_norm_freezes_batch_norm(tmp_path):
     mean = classifier.state_dict()["features.0.1.running_mean"]
     assert torch.equal(best.state_dict["backbone.body.0.1.running_mean"], mean)
     module_from_checkpoint(best)
+
+
+def test_training_goes_on_from_a_checkpoint(tmp_path):
+    """Its options, but for those that are changed, its labels and its weights; what does not fit is refused."""
+    first = train("faster_rcnn", DATA, tmp_path / "first", TrainOptions(**QUICK, evaluate_every=0), config=CONFIG)
+    gently = QUICK | {"start": first, "lr": 1e-7, "evaluate_every": 0}
+    options = TrainOptions(**gently, size=(64, 96))
+    second = read_checkpoint(train("faster_rcnn", DATA, tmp_path / "second", options, config={"rois_per_image": 16}))
+    before = read_checkpoint(first)
+    assert second.config == before.config | {"size": [64, 96], "rois_per_image": 16}
+    assert second.labels == before.labels
+    for key, value in second.state_dict.items():
+        torch.testing.assert_close(value, before.state_dict[key], atol=1e-4, rtol=0)
+
+    with pytest.raises(CheckpointError, match=r"best\.pt is a faster_rcnn: train that, not mask_rcnn"):
+        train("mask_rcnn", DATA, tmp_path / "other", TrainOptions(**gently))
+    with pytest.raises(CheckpointError, match="have other shapes"):
+        train("faster_rcnn", DATA, tmp_path / "other", TrainOptions(**gently), config={"representation": 24})
+    with pytest.raises(TrainError, match="not both"):
+        TrainOptions(start=first, init=first)
+    assert not (tmp_path / "other").exists()
 
 
 def test_bf16_adamw_and_a_size_of_its_own(tmp_path):

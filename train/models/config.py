@@ -39,7 +39,7 @@ class RegionConfig:
     detections: int = 100
     proposals: int = 1000
     proposal_nms: float = 0.7
-    svd: Mapping[str, int] = field(default_factory=dict)  # layer name -> rank of the pair that replaces it
+    svd: Mapping[str, Any] = field(default_factory=dict)  # layer name -> rank of its pair, or a `Split` as JSON
 
     def __post_init__(self) -> None:
         if self.norm not in ("batch", "frozen"):
