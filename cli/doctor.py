@@ -8,6 +8,7 @@ from dataclasses import asdict
 from importlib.util import find_spec
 
 from regionrt import __version__
+from regionrt.runtime import native
 from regionrt.runtime.devices import BackendInfo, backends
 from regionrt.runtime.machine import describe_machine
 
@@ -17,8 +18,6 @@ EXTRAS = {  # extra: the modules it brings, what for
     "bench": (("torch", "torchvision", "jinja2"), "bench, deploy"),
     "cli": (("typer", "rich"), "every verb but infer, build and doctor"),
 }
-
-RUNS = ("onnxruntime",)  # backends that execute bundles in this version
 
 
 def main(argv: Sequence[str]) -> int:
@@ -32,7 +31,8 @@ def main(argv: Sequence[str]) -> int:
     found = backends()
     machine = describe_machine()
     missing = {extra: [m for m in modules if find_spec(m) is None] for extra, (modules, _) in EXTRAS.items()}
-    runs = [info.name for info in found if info.usable and info.name in RUNS]
+    runs = [info.name for info in found if info.usable and info.name != "torch"]
+    ops = native.about()
     if given.json:
         print(
             json.dumps(
@@ -42,6 +42,7 @@ def main(argv: Sequence[str]) -> int:
                     "machine": machine,
                     "backends": [asdict(info) for info in found],
                     "missing": missing,
+                    "native_ops": asdict(ops),
                     "runs_bundles": bool(runs),
                 },
                 indent=2,
@@ -53,6 +54,8 @@ def main(argv: Sequence[str]) -> int:
     print("backends")
     for info in found:
         _print_backend(info)
+    why = "" if ops.why_not_better is None else f": {ops.why_not_better}"
+    print(f"\nops between the stages of a net\n  {ops.variant}{why}")
     print("\nverbs")
     for extra, (_, verbs) in EXTRAS.items():
         gone = missing[extra]
@@ -67,8 +70,6 @@ def _print_backend(info: BackendInfo) -> None:
     version = (info.version or "—").split("-")[0]
     devices = ", ".join(info.devices) or "no device"
     state = f"ready: {devices}" if info.usable else info.why_not
-    if info.usable and info.name not in RUNS and info.name != "torch":
-        state = f"installed, {devices}; this version does not run bundles with it"
     print(f"  {info.name:14} {version:16} {state}")
     if not info.usable and info.version is None:
         print(f"  {'':14} {'':16} get it: {info.get}")

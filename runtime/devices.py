@@ -111,7 +111,11 @@ def _onnxruntime(library: Any) -> dict[str, Any]:
 
 
 def _openvino(library: Any) -> dict[str, Any]:
-    devices = library.Core().available_devices
+    core = library.Core()
+    devices = [
+        f"{device} (computes in bf16)" if "BF16" in core.get_property(device, "OPTIMIZATION_CAPABILITIES") else device
+        for device in core.available_devices
+    ]
     return {"devices": devices, "why_not": None if devices else "it finds no device"}
 
 

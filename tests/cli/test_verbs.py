@@ -219,3 +219,16 @@ def test_version(capfd: pytest.CaptureFixture[str]) -> None:
 def test_models_are_listed(capfd: pytest.CaptureFixture[str]) -> None:
     assert run(["models", "--json"]) == 0
     assert {"faster_rcnn", "mask_rcnn", "torchvision/maskrcnn_resnet50_fpn"} <= set(json.loads(capfd.readouterr().out))
+
+
+def test_doctor_names_what_runs_here(capfd: pytest.CaptureFixture[str]) -> None:
+    assert run(["doctor", "--json"]) == 0
+    found = json.loads(capfd.readouterr().out)
+    usable = {info["name"] for info in found["backends"] if info["why_not"] is None}
+    assert {"onnxruntime", "openvino", "torch"} <= usable
+    assert found["native_ops"]["variant"] in ("avx512", "avx2", "baseline", "numpy")
+    assert found["runs_bundles"] is True
+    assert run(["doctor"]) == 0
+    told = capfd.readouterr().out
+    assert "does not run bundles" not in told
+    assert found["native_ops"]["variant"] in told
