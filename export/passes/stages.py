@@ -64,8 +64,11 @@ class OpBetween:
         }
 
 
-def stages(model: ir.Model) -> tuple[list[Stage], list[OpBetween]]:
+def stages(model: ir.Model, *, permute_weights: bool = False) -> tuple[list[Stage], list[OpBetween]]:
     """The dense stages and the ops of an abstract `model`, each in the order in which they run.
+
+    permute_weights: also let fully connected layers take RoI features channels last, with their weights in that order.
+    That spares transposing each RoI, and costs room in a bundle whose other forms need the weights as they were.
 
     Feature maps that RoIs are pooled from, and RoI features that a convolution reads, are handed over channels last:
     that is how matrix units want them, and a RoI's samples then lie side by side. Raises ExportError for a graph whose
@@ -74,7 +77,7 @@ def stages(model: ir.Model) -> tuple[list[Stage], list[OpBetween]]:
     units = split(model)
     pooled = {name for unit in units if unit.op == "RegionRoiAlign" for name in unit.inputs[:-2]}
     by_row = _values_by_row(units)
-    dense = [_stage(unit, pooled, by_row) for unit in units if unit.op is None]
+    dense = [_stage(unit, pooled, by_row, permute_weights) for unit in units if unit.op is None]
     return dense, [_op(unit) for unit in units if unit.op is not None]
 
 
@@ -87,7 +90,7 @@ def _values_by_row(units: Iterable[Unit]) -> set[str]:
     return found
 
 
-def _stage(unit: Unit, pooled: set[str], by_row: set[str]) -> Stage:
+def _stage(unit: Unit, pooled: set[str], by_row: set[str], permute_weights: bool) -> Stage:
     graph = unit.model.graph
     rows = any(name in by_row for name in unit.inputs)
     slots = _one_row_per_image(unit) if rows else None
@@ -95,7 +98,11 @@ def _stage(unit: Unit, pooled: set[str], by_row: set[str]) -> Stage:
     for name in last:
         _output_channels_last(graph, name)
     if rows:
-        last += [value.name for value in list(graph.inputs) if _input_channels_last(graph, value)]
+        last += [
+            value.name
+            for value in list(graph.inputs)
+            if _input_channels_last(graph, value) or (permute_weights and _weights_channels_last(graph, value))
+        ]
     for name in [name for name, value in graph.initializers.items() if not value.uses()]:
         del graph.initializers[name]
     return Stage(unit.name, unit.model, unit.inputs, unit.outputs, slots, tuple(last))
@@ -168,6 +175,41 @@ def _input_channels_last(graph: ir.Graph, value: ir.Value) -> bool:
     graph.remove(uses[0], safe=True)
     graph.inputs[list(graph.inputs).index(value)] = taken
     return True
+
+
+def _weights_channels_last(graph: ir.Graph, value: ir.Value) -> bool:
+    """Take [R, 1, C, h, w] as [R, h, w, C] if all that is done with it is to feed its flat rows to Gemm layers."""
+    uses = [use.node for use in value.uses()]
+    if len(uses) != 1 or uses[0].op_type != "Reshape" or value.shape is None or len(value.shape) != 5:
+        return False
+    flat = uses[0].outputs[0]
+    readers = list(flat.uses())
+    batch, _, channels, height, width = value.shape
+    if flat.shape is None or len(flat.shape) != 2 or flat.shape[1] != channels * height * width:  # type: ignore[operator]
+        return False
+    weights = {use.node.inputs[1] for use in readers if _is_plain_gemm(use.node, use.idx)}
+    if len(weights) != len(readers) or any(w is None or w.const_value is None for w in weights):
+        return False
+    for use in readers:
+        weight = use.node.inputs[1]
+        assert weight is not None
+        name = f"{weight.name}.channels_last"
+        if name not in graph.initializers:
+            whole = weight.const_value.numpy()  # type: ignore[union-attr]
+            moved = np.ascontiguousarray(whole.reshape(-1, channels, height * width).transpose(0, 2, 1))
+            tensor = ir.tensor(moved.reshape(whole.shape), name=name)
+            graph.register_initializer(ir.Value(name=name, type=weight.type, shape=weight.shape, const_value=tensor))
+        use.node.replace_input_with(1, graph.initializers[name])
+    taken = ir.Value(name=value.name, type=value.type, shape=ir.Shape([batch, height, width, channels]))
+    uses[0].replace_input_with(0, taken)
+    graph.inputs[list(graph.inputs).index(value)] = taken
+    return True
+
+
+def _is_plain_gemm(node: ir.Node, index: int) -> bool:
+    """x · Wᵀ + b with W [outputs, inputs], as torch writes its fully connected layers."""
+    transposed = {name: node.attributes.get_int(name, 0) for name in ("transA", "transB")}
+    return node.op_type == "Gemm" and index == 0 and transposed == {"transA": 0, "transB": 1}
 
 
 def _op(unit: Unit) -> OpBetween:

@@ -34,6 +34,24 @@ def test_stages_of_a_pyramid_with_masks(dynamic):
     assert shapes["dense_2"]["masks"] == [None, 1, 8, 8]
 
 
+def test_weights_may_take_their_rois_channels_last(exported):
+    """The same rows, in the other order, give the same values."""
+    import onnxruntime
+
+    features = np.random.default_rng(0).normal(size=(5, 1, 8, 3, 3)).astype(np.float32)
+    found = []
+    for permute in (False, True):
+        dense, _ = stages(exported.abstract.clone(), permute_weights=permute)
+        (box,) = [stage for stage in dense if stage.name == "dense_1"]
+        assert box.channels_last == (("roi_features",) if permute else ())
+        session = onnxruntime.InferenceSession(ir.to_proto(box.model).SerializeToString())
+        rows = np.ascontiguousarray(features[:, 0].transpose(0, 2, 3, 1)) if permute else features
+        assert list(rows.shape[1:]) == box.to_json("f")["shapes"]["roi_features"][1:]
+        found.append(session.run(["class_logits", "box_deltas"], {"roi_features": rows}))
+    for one, other in zip(*found, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
+
+
 def test_constants_go_with_their_op(fixed):
     _, (proposals, *_) = stages(fixed.abstract.clone())
     assert list(proposals.constants) == ["anchors.0"]
