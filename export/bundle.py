@@ -114,7 +114,7 @@ def export_bundle(
         for form in options.forms:
             if form == "staged":
                 alone = options.forms == ("staged",)
-                dense, between = stages(abstract.clone(), permute_weights=alone)
+                dense, between = stages(abstract, permute_weights=alone)
                 models |= {_stage_file(stage): stage.model for stage in dense}
                 artifacts += _staged(abstract, dense, between, options.precision, canvas)
                 constants: dict[str, Any] = {k: v for op in between for k, v in op.constants.items()}

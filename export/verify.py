@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from regionrt.runtime.backends import Runner
 from regionrt.runtime.bundle import Artifact, Manifest
 from regionrt.runtime.image import Canvas
 from regionrt.runtime.loading import runner_for
@@ -66,10 +67,15 @@ def verify(
     tell = progress or (lambda text, done: None)
     reference = _Reference(module, manifest)
     _check_stages(manifest, chosen, reference, images, batches[0], results, tell)
-    steps = [(result, artifact, batch) for result, artifact in zip(results, chosen, strict=True) for batch in batches]
-    for done, (result, artifact, batch) in enumerate(steps):
-        tell(f"{artifact}: end to end, batch {batch}", 0.5 + 0.5 * done / len(steps))
-        result.agreements.append(_check_whole(manifest, artifact, reference, images, batch, result.tolerance))
+    for done, (result, artifact) in enumerate(zip(results, chosen, strict=True)):
+        tell(f"{artifact}: end to end", 0.5 + 0.5 * done / len(chosen))
+        runner = runner_for(manifest, artifact)
+        try:
+            result.agreements += [
+                _check_whole(manifest.canvas, runner, reference, images, batch, result.tolerance) for batch in batches
+            ]
+        finally:
+            runner.close()
     return results
 
 
@@ -172,22 +178,18 @@ def _set_of(
 
 
 def _check_whole(
-    manifest: Manifest,
-    artifact: Artifact,
+    canvas: Canvas,
+    runner: Runner,
     reference: _Reference,
     images: Sequence[tuple[str, np.ndarray]],
     batch: int,
     tolerance: Tolerance,
 ) -> Agreement:
     agreement = Agreement(batch)
-    runner = runner_for(manifest, artifact)
-    try:
-        for start, names, canvases, sizes in _batches(images, manifest.canvas, batch):
-            wanted, found = reference.detections(start, canvases, sizes), runner.run(canvases, sizes)
-            for n, name in enumerate(names):
-                _add_image(agreement, name, n, wanted, found, tolerance)
-    finally:
-        runner.close()
+    for start, names, canvases, sizes in _batches(images, canvas, batch):
+        wanted, found = reference.detections(start, canvases, sizes), runner.run(canvases, sizes)
+        for n, name in enumerate(names):
+            _add_image(agreement, name, n, wanted, found, tolerance)
     return agreement
 
 

@@ -106,6 +106,12 @@ class StagedRunner:
         self._counts_of = {
             name: op["inputs"][-1] for op in artifact.ops_between for name in op["outputs"] if _is_pooling(op)
         }
+        images = [stage for stage in artifact.stages if stage["slots"] is None]
+        self._features = {name for stage in images for name in stage["channels_last"]}
+        self._borrowed = {
+            name for stage in images for name in stage["outputs"]
+        }  # the engine's memory, not the caller's
+        self._by_row = {name for stage in artifact.stages if stage not in images for name in stage["outputs"]}
         self._idle: list[_Worker] = []
         self._lock = threading.Lock()
         self._closed = False
@@ -130,11 +136,13 @@ class StagedRunner:
                 if tell is not None:
                     tell(step["name"], time.perf_counter() - start)
             slots = values["boxes"].shape[1]
-            return {
-                name: values[name].padded(slots) if isinstance(values[name], Rows) else values[name]
-                for name in OUTPUTS
-                if name in values
-            }
+            return {name: self._owned(name, values[name], slots) for name in OUTPUTS if name in values}
+
+    def _owned(self, name: str, value: Any, slots: int) -> np.ndarray:
+        """An output that the next request does not write over."""
+        if isinstance(value, Rows):
+            return value.padded(slots)
+        return value.copy() if name in self._borrowed else value
 
     def alone(self, number: int, values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """One of `steps` on given values, for who looks for the step that errs.
@@ -143,47 +151,36 @@ class StagedRunner:
         So are the outputs, whose rows behind the counts are copied from `values`.
         """
         step = self.steps[number]
+        given = {**values, **self._constants}
+        given |= {name: self._handed_over(step, name, values) for name in step["inputs"] if name not in self._constants}
         with self._worker() as worker:
-            given: dict[str, Any] = {**values, **self._constants}
-            features = {
-                name
-                for stage in self.steps
-                if "op" not in stage and stage["slots"] is None
-                for name in stage["channels_last"]
-            }
-            for name in step["inputs"]:
-                if name in features:
-                    last = np.ascontiguousarray(values[name].transpose(0, 2, 3, 1))
-                    given[name] = native.narrowed(last, self._feature_type)
-                elif name in self._counts_of:
-                    counts = values[self._counts_of[name]]
-                    packed = np.concatenate([rows[:count] for rows, count in zip(values[name], counts, strict=True)])
-                    if name in step["channels_last"]:
-                        packed = packed.transpose(0, 2, 3, 1)
-                    given[name] = Rows(native.narrowed(np.ascontiguousarray(packed), self._feature_type), counts)
-                elif step.get("op") == "RegionDetections" and name in self._made_by_rows():
-                    counts = values[step["inputs"][-2]]
-                    rows = np.concatenate([rows[:count] for rows, count in zip(values[name], counts, strict=True)])
-                    given[name] = Rows(rows, counts)
             found = self._step(worker, step, given)
-            outputs = {}
-            for name, value in found.items():
-                if isinstance(value, Rows):
-                    data = native.widened(value.data)
-                    if name in self._counts_of and self._pooled_channels_last(name):
-                        data = data.transpose(0, 3, 1, 2)
-                    padded = values[name].copy()
-                    for image, count in enumerate(value.counts):
-                        padded[image, :count] = Rows(data, value.counts).of(image)
-                    outputs[name] = padded
-                elif name in features:
-                    outputs[name] = native.widened(value).transpose(0, 3, 1, 2)
-                else:
-                    outputs[name] = value.copy()
-            return outputs
+            return {name: self._as_whole(name, value, values[name]) for name, value in found.items()}
 
-    def _made_by_rows(self) -> set[str]:
-        return {name for step in self.steps if step.get("slots") is not None for name in step["outputs"]}
+    def _handed_over(self, step: Mapping[str, Any], name: str, values: Mapping[str, np.ndarray]) -> Any:
+        """A whole graph's value as the steps hand it over."""
+        if name in self._features:
+            last = np.ascontiguousarray(values[name].transpose(0, 2, 3, 1))
+            return native.narrowed(last, self._feature_type)
+        if name in self._counts_of:
+            rows = _packed(values[name], values[self._counts_of[name]])
+            if name in step["channels_last"]:
+                rows = Rows(rows.data.transpose(0, 2, 3, 1), rows.counts)
+            return Rows(native.narrowed(np.ascontiguousarray(rows.data), self._feature_type), rows.counts)
+        if name in self._by_row:
+            return _packed(values[name], values[step["inputs"][-2]])  # RegionDetections: the counts of its RoIs
+        return values[name]
+
+    def _as_whole(self, name: str, value: Any, like: np.ndarray) -> np.ndarray:
+        """The way back; `like` fills the rows behind the counts."""
+        if isinstance(value, Rows):
+            data = native.widened(value.data)
+            rows = Rows(data.transpose(0, 3, 1, 2) if self._pooled_channels_last(name) else data, value.counts)
+            whole = like.copy()
+            for image, count in enumerate(rows.counts):
+                whole[image, :count] = rows.of(image)
+            return whole
+        return native.widened(value).transpose(0, 3, 1, 2) if name in self._features else value.copy()
 
     def _pooled_channels_last(self, name: str) -> bool:
         return any(name in step.get("channels_last", ()) for step in self.steps)
@@ -361,6 +358,11 @@ def checked_stages(artifact: Artifact) -> tuple[Mapping[str, Any], ...]:
                    (("inputs", list), ("outputs", list), ("attributes", dict))):  # fmt: skip
             raise BundleError(f"manifest: ops_between: {op['op']} is not whole; export the bundle again")
     return artifact.stages
+
+
+def _packed(values: np.ndarray, counts: np.ndarray) -> Rows:
+    """[N, slots, …] without the rows behind the counts."""
+    return Rows(np.concatenate([rows[:count] for rows, count in zip(values, counts, strict=True)]), counts)
 
 
 def _is_pooling(op: Mapping[str, Any]) -> bool:

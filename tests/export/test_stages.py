@@ -16,7 +16,7 @@ from regionrt.export.passes.stages import _one_row_per_image, stages
 
 
 def test_stages_of_a_pyramid_with_masks(dynamic):
-    dense, between = stages(dynamic.abstract.clone())
+    dense, between = stages(dynamic.abstract)
     assert [(stage.name, stage.slots) for stage in dense] == [
         ("dense_0", None),
         ("dense_1", PROPOSALS),
@@ -41,7 +41,7 @@ def test_weights_may_take_their_rois_channels_last(exported):
     features = np.random.default_rng(0).normal(size=(5, 1, 8, 3, 3)).astype(np.float32)
     found = []
     for permute in (False, True):
-        dense, _ = stages(exported.abstract.clone(), permute_weights=permute)
+        dense, _ = stages(exported.abstract, permute_weights=permute)
         (box,) = [stage for stage in dense if stage.name == "dense_1"]
         assert box.channels_last == (("roi_features",) if permute else ())
         session = onnxruntime.InferenceSession(ir.to_proto(box.model).SerializeToString())
@@ -53,14 +53,14 @@ def test_weights_may_take_their_rois_channels_last(exported):
 
 
 def test_constants_go_with_their_op(fixed):
-    _, (proposals, *_) = stages(fixed.abstract.clone())
+    _, (proposals, *_) = stages(fixed.abstract)
     assert list(proposals.constants) == ["anchors.0"]
     assert proposals.constants["anchors.0"].shape == (8 * 12 * 6, 4)
     json.dumps(proposals.to_json())  # plain values
 
 
 def test_every_stage_passes_onnxs_checker(exported):
-    for stage in stages(exported.abstract.clone())[0]:
+    for stage in stages(exported.abstract)[0]:
         proto = ir.to_proto(stage.model)
         onnx.checker.check_model(proto, full_check=True)
         assert not proto.functions
@@ -69,7 +69,7 @@ def test_every_stage_passes_onnxs_checker(exported):
 
 
 def test_the_slots_of_no_image_are_left_in_a_stage_of_rows(exported):
-    for stage in stages(exported.abstract.clone())[0]:
+    for stage in stages(exported.abstract)[0]:
         if stage.slots:
             numbers = [v.const_value.numpy().ravel().tolist() for v in stage.model.graph.initializers.values()
                        if v.dtype == ir.DataType.INT64]  # fmt: skip
@@ -78,7 +78,7 @@ def test_the_slots_of_no_image_are_left_in_a_stage_of_rows(exported):
 
 def test_the_model_is_left_as_it_was(exported):
     before = ir.to_proto(exported.abstract).SerializeToString()
-    stages(exported.abstract.clone())
+    stages(exported.abstract)
     assert ir.to_proto(exported.abstract).SerializeToString() == before
 
 
@@ -97,7 +97,7 @@ def test_a_row_by_itself_gives_what_it_gives_among_others(dynamic):
     """What makes running on the real rows only right: no row of a stage sees another."""
     import onnxruntime
 
-    (box,) = [stage for stage in stages(dynamic.abstract.clone())[0] if stage.name == "dense_1"]
+    (box,) = [stage for stage in stages(dynamic.abstract)[0] if stage.name == "dense_1"]
     (whole,) = [unit for unit in split(dynamic.abstract) if unit.name == "dense_1"]
     features = np.random.default_rng(0).normal(size=(2, PROPOSALS, 8, 3, 3)).astype(np.float32)
     runs = [onnxruntime.InferenceSession(ir.to_proto(m).SerializeToString()) for m in (box.model, whole.model)]
