@@ -13,7 +13,7 @@ from onnxscript.values import Opset
 from torch import nn
 from torch.onnx.errors import OnnxExporterError
 
-from regionrt.plugins import DOMAIN, OPS, OPSET, VERSION, Op
+from regionrt.plugins.ops import DOMAIN, OPS, OPSET, VERSION, Op
 from regionrt.runtime.image import Canvas
 
 from .errors import ExportError

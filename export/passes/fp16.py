@@ -3,7 +3,7 @@
 import numpy as np
 import onnx_ir as ir
 
-from regionrt.plugins import DOMAIN
+from regionrt.plugins.ops import DOMAIN
 
 from ..errors import ExportError
 from .layers import LAYERS

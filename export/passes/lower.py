@@ -5,7 +5,7 @@ from collections.abc import Callable
 import onnx_ir as ir
 import onnxscript
 
-from regionrt.plugins import DOMAIN, OPS, OPSET
+from regionrt.plugins.ops import DOMAIN, OPS, OPSET
 
 from ..errors import ExportError
 

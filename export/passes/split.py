@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import onnx_ir as ir
 
-from regionrt.plugins import DOMAIN
+from regionrt.plugins.ops import DOMAIN
 
 from .layers import LAYERS
 from .lower import base_op

@@ -14,7 +14,7 @@ from regionrt.export import ExportError
 from regionrt.export.passes.fp16 import fp16
 from regionrt.export.passes.layers import LAYERS
 from regionrt.export.passes.lower import lower
-from regionrt.plugins import DOMAIN
+from regionrt.plugins.ops import DOMAIN
 
 HALF, FLOAT = ir.DataType.FLOAT16, ir.DataType.FLOAT
 

@@ -7,7 +7,7 @@ import pytest
 
 from regionrt.export import ExportError
 from regionrt.export.passes.lower import base_op, lower
-from regionrt.plugins import DOMAIN
+from regionrt.plugins.ops import DOMAIN
 
 ONLY_IN = {"native": {"NonMaxSuppression", "RoiAlign"}, "portable": {"Loop"}}
 # TensorRT for RTX has no implementation of these (RECIPES of the project: parser facts)

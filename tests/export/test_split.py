@@ -13,7 +13,7 @@ from tiny_detectors import photos
 from regionrt.export.passes.fp16 import fp16
 from regionrt.export.passes.lower import lower
 from regionrt.export.passes.split import Unit, split
-from regionrt.plugins import DOMAIN
+from regionrt.plugins.ops import DOMAIN
 
 
 def session(model: ir.Model) -> onnxruntime.InferenceSession:

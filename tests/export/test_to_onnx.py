@@ -19,7 +19,7 @@ from torchvision.ops import MultiScaleRoIAlign
 from regionrt.export import ExportError, ExportOptions, export_bundle, verify
 from regionrt.export.passes.lower import lower
 from regionrt.export.to_onnx import onnx_from_module
-from regionrt.plugins import DOMAIN
+from regionrt.plugins.ops import DOMAIN
 from regionrt.train.models.region import canvas_of, eager
 
 # fp32 sums in another order, through a handful of layers; boxes are up to 128 px, masks and scores at most 1

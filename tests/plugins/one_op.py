@@ -11,7 +11,7 @@ import onnx_ir as ir
 from onnx.inliner import inline_local_functions
 
 from regionrt.export.passes.lower import lower
-from regionrt.plugins import DOMAIN, OPS, OPSET, VERSION
+from regionrt.plugins.ops import DOMAIN, OPS, OPSET, VERSION
 from regionrt.runtime import native
 
 # (form, backend): OpenVINO takes no functions and is given the portable form inlined.

@@ -1,0 +1,56 @@
+"""All ops, with what export needs of each.
+
+Adding an op means adding its folder and one entry to OPS.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+from onnx.defs import OpSchema
+from torch.library import CustomOpDef
+
+from .detections import onnx_forms as detections_forms
+from .detections.torch_op import detections as detections_op
+from .nms import onnx_forms as nms_forms
+from .nms.torch_op import nms as nms_op
+from .proposals import onnx_forms as proposals_forms
+from .proposals.torch_op import proposals as proposals_op
+from .roi_align import onnx_forms as roi_align_forms
+from .roi_align.torch_op import roi_align as roi_align_op
+from .schemas import DOMAIN, OPSET, VERSION, register
+
+# (OpBuilder, inputs, attributes) -> outputs: writes the nodes of one form.
+Form = Callable[[Any, Sequence[Any], Mapping[str, Any]], Sequence[Any]]
+
+
+@dataclass(frozen=True)
+class Op:
+    """One operation: its ONNX schema, its torch custom op (same argument names), and its forms by name."""
+
+    schema: OpSchema
+    torch_op: CustomOpDef
+    forms: Mapping[str, Form]
+
+    @property
+    def name(self) -> str:
+        return self.schema.name
+
+
+def _op(forms: ModuleType, torch_op: CustomOpDef) -> Op:
+    register(forms.SCHEMA)
+    return Op(forms.SCHEMA, torch_op, forms.FORMS)
+
+
+OPS: dict[str, Op] = {
+    op.name: op
+    for op in (
+        _op(roi_align_forms, roi_align_op),
+        _op(nms_forms, nms_op),
+        _op(proposals_forms, proposals_op),
+        _op(detections_forms, detections_op),
+    )
+}
+
+__all__ = ["DOMAIN", "OPS", "OPSET", "VERSION", "Form", "Op"]
