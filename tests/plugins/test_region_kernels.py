@@ -261,7 +261,13 @@ def test_detections(rows: int, classes: int) -> None:
         {"box_weights": (1.0, 2.0, 3.0, 4.0)},
         {"spread": 0.0, "score_threshold": 0.01, "candidates": 50},
         {"images": 1, "rows": 300, "classes": 10, "score_threshold": 0.01, "candidates": 2500},
-        {"images": 1, "rows": 500, "classes": 10, "score_threshold": 0.0, "candidates": 400},  # too many to sort at once
+        {
+            "images": 1,
+            "rows": 500,
+            "classes": 10,
+            "score_threshold": 0.0,
+            "candidates": 400,
+        },  # too many to sort at once
     ],
 )
 def test_options_of_detections(options: dict[str, Any]) -> None:
