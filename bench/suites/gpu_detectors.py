@@ -36,9 +36,9 @@ FORMS = (
     RequestForm("cast", channels_last=True, benchmark=True, backbone="compiled"),
 )
 LAYERS = {
-    "fused": "kernels + one graph, dense stages by torch: cuDNN with ReLU and sums inside",
-    "folded": "kernels + one graph, dense stages by torch: norms folded",
-    "eager": "kernels + one graph, dense stages by torch: the module's own layers",
+    "fused": "kernels + one graph, dense layers by torch, fused in cuDNN",
+    "folded": "kernels + one graph, dense layers by torch, norms folded",
+    "eager": "kernels + one graph, dense layers by torch as they are",
 }
 MIN_IOU = 0.9
 REPLAYS = 8

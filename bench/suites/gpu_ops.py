@@ -185,11 +185,12 @@ def _roi_align(
     thresholds = torch.tensor(level_thresholds(SCALES, 224.0, 4), device=setting.device)
     area = (rois[:, 2] - rois[:, 0]) * (rois[:, 3] - rois[:, 1])
     of_level = (area[:, None] >= thresholds).sum(1)
-    split = [typed[of_level == level] for level in range(len(STRIDES))]
+    numbered = torch.cat([torch.zeros_like(typed[:, :1]), typed], 1)  # with the image's index, as the op takes them
+    split = [numbered[of_level == level] for level in range(len(STRIDES))]
 
     def kernels_alone(levels: Sequence[Tensor]) -> Call:
         return lambda: [
-            torchvision_roi_align(level, [boxes], bins, scale, 2)
+            torchvision_roi_align(level, boxes, bins, scale, 2)
             for level, boxes, scale in zip(levels, split, SCALES, strict=True)
         ]
 

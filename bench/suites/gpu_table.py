@@ -64,7 +64,7 @@ def to_terminal(report: GpuReport) -> str:
             case = title
             lines.append(case)
         value = net.failed or f"{_ms(net)} ms {ratio(net.times or 0)}x, matched {_percent(net.matched)}"
-        lines.append(f"    {net.name[-60:]:60} {value}")
+        lines.append(f"    {net.name[:60]:60} {value}")
         if net.stages_us:
             lines.append("      " + ", ".join(f"{name} {us:.0f} us" for name, us in net.stages_us.items()))
     lines += [f"{e.library} {e.version}: {e.failed or e.median_ms}" for e in report.engines]
