@@ -119,7 +119,7 @@ class TorchKernels:
         min_size: float = 1e-3,
     ) -> Prepared:
         """Per level objectness [N, A] (logits), deltas [N, A, 4], anchors float32 [A, 4]; image_sizes int32 [N, 2]."""
-        size = proposals.proposals_workspace(len(image_sizes), len(anchors), pre_nms)
+        size = proposals.proposals_workspace(len(image_sizes), [len(level) for level in anchors], pre_nms)
         workspace = torch.empty(size, dtype=torch.uint8, device=image_sizes.device)
         launches = proposals.proposals(
             self._kernels,

@@ -47,12 +47,14 @@ def touched_cells(
 
 
 def _cells(low: np.ndarray, high: np.ndarray, size: int, bins: int, ratio: int) -> np.ndarray:
-    """The two cells behind each sample of each RoI along one axis, [P, 2 · bins · ratio]; −1 outside the map."""
+    """The two cells behind each sample of each RoI along one axis, [P, 2 · bins · ratio]; −1 outside the map, and the
+    first one twice where the second has no weight."""
     length = np.maximum(high - low, 1.0) / bins
     steps = (np.arange(bins * ratio) + 0.5) / ratio
     position = low[:, None] + steps[None] * length[:, None]
     outside = (position < -1) | (position > size)
-    lower = np.clip(position, 0, size - 1).astype(np.int64)
-    cells = np.stack([lower, np.minimum(lower + 1, size - 1)], -1)
+    position = np.clip(position, 0, size - 1)
+    lower = position.astype(np.int64)
+    cells = np.stack([lower, lower + (position > lower)], -1)
     cells[outside] = -1
     return cells.reshape(len(low), 2 * bins * ratio)
