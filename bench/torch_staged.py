@@ -112,6 +112,7 @@ class TorchStaged:
             self._objectness, self._deltas, self._anchors, self.image_sizes, self.proposals,
             pre_nms=self._rpn._pre_nms_top_n["testing"], iou_threshold=self._rpn.nms_thresh,
             score_threshold=self._rpn.score_thresh, min_size=self._rpn.min_size,
+            box_weights=self._rpn.box_coder.weights,
         )()  # fmt: skip
 
     def _pool(self) -> None:
@@ -129,6 +130,7 @@ class TorchStaged:
         self._kernels.detections(
             self._class_logits, self._box_deltas, self.proposals.rois, self.proposals.counts, self.image_sizes,
             self.found, score_threshold=self._heads.score_thresh, iou_threshold=self._heads.nms_thresh,
+            box_weights=self._heads.box_coder.weights,
         )()  # fmt: skip
 
     def _pool_masks(self) -> None:
@@ -150,7 +152,8 @@ class TorchStaged:
         out = torch.empty(*rois.shape[:2], *pool.output_size, maps[0].shape[1], dtype=maps[0].dtype, device=rois.device)
         self._kernels.roi_align(
             maps, rois, counts, out, scales=[self._scales[i] for i in read],
-            sampling_ratio=pool.sampling_ratio, channels_last=True,
+            sampling_ratio=pool.sampling_ratio, canonical_scale=pool.canonical_scale,
+            canonical_level=pool.canonical_level, channels_last=True,
         )()  # fmt: skip
         return out
 
