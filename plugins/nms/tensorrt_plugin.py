@@ -1,4 +1,4 @@
-"""RegionNms as a TensorRT plugin: greedy NMS per class of sorted boxes, one block per class and image, in one launch."""
+"""RegionNms as a TensorRT plugin: greedy NMS of sorted boxes, one block for each class and image, in one launch."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""What a TensorRT plugin of ours is, said once for every kind of plugin that TensorRT knows: names, fields, formats, launch.
+"""What a TensorRT plugin of ours is, said once for all kinds that TensorRT knows: name, fields, formats, launch.
 
 `plugins/<op>/tensorrt_plugin.py` declares; `quick.py` and `python_v3.py` make TensorRT's classes of it. Sizes are whole
-numbers where a kernel is launched by us, and TensorRT's symbolic expressions where it launches: a declaration may add,
-subtract, multiply and divide them (`//`), and compare none.
+numbers where a kernel is launched by us, and TensorRT's symbolic expressions where it launches: an
+output's shape and a launch may multiply and pass on those, and compare none.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ Kernels are compiled when a context first needs one: a build without a GPU never
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -43,12 +43,11 @@ class Launcher(Protocol):
         """`arguments` as ctypes values."""
 
 
-def creators(trt: Any, plugins: Sequence[EnginePlugin], launcher: Launcher) -> list[Any]:
-    """A creator for each of `plugins`, to be registered with the plugin registry of `trt`. They are to be kept."""
-    return [_creator(trt, plugin, launcher) for plugin in plugins]
+def creator(trt: Any, plugin: EnginePlugin, launcher: Launcher, used: Callable[[EnginePlugin], None]) -> Any:
+    """The creator of `plugin`, to be registered with the plugin registry of `trt`, and to be kept as long.
 
-
-def _creator(trt: Any, plugin: EnginePlugin, launcher: Launcher) -> Any:
+    used: is told when an engine needs the plugin.
+    """
     kind_of = {INT: trt.PluginFieldType.INT32, FLOAT: trt.PluginFieldType.FLOAT32, FLOATS: trt.PluginFieldType.FLOAT32}
     dtypes = {
         FP32: trt.DataType.FLOAT,
@@ -163,6 +162,7 @@ def _creator(trt: Any, plugin: EnginePlugin, launcher: Launcher) -> Any:
             )
 
         def create_plugin(self, name: str, fields: Any, phase: Any) -> Any:
+            used(plugin)
             return Plugin(plugin.checked({field.name: np.array(field.data) for field in fields}))
 
     return Creator()

@@ -1,4 +1,4 @@
-"""Our plugins as TensorRT's quickly deployable ones (`tensorrt.plugin`, from 10.9 on): the kernel travels in the engine.
+"""Our plugins as quickly deployable ones (`tensorrt.plugin`, from TensorRT 10.9 on): the kernel travels in the engine.
 
 While the engine is built TensorRT asks for a kernel's PTX, its launch grid and its scalars, as expressions of the
 inputs' sizes, and keeps them. Whoever runs the engine (C++, trtexec, the lean runtime) needs nothing of this then.
