@@ -156,21 +156,19 @@ def drive(
 ) -> Driven:
     """A build's calls in their order. inputs: (shape, data type) each; formats: chosen for the inputs and the output.
 
-    fields: as the ONNX parser hands them over: an INT as int64, a FLOAT as float64, FLOATS as float32.
+    fields: handed over as the ONNX parser does: in the creator's order, INT as int32, FLOAT and FLOATS as float32.
     """
     trt = library()
     kinds = trt.PluginFieldType
     arrays = {
-        key: np.asarray(value, np.float32).reshape(-1)
-        if isinstance(value, list)
-        else np.array([value], np.float64 if isinstance(value, float) else np.int64)
+        key: np.asarray(value, np.int32 if isinstance(value, int) else np.float32).reshape(-1)
         for key, value in fields.items()
     }
-    types = {np.dtype(np.float32): kinds.FLOAT32, np.dtype(np.float64): kinds.FLOAT64, np.dtype(np.int64): kinds.INT64}
-    collection = trt.PluginFieldCollection(
-        [trt.PluginField(key, array, types[array.dtype]) for key, array in arrays.items()]
-    )
+    types = {np.dtype(np.float32): kinds.FLOAT32, np.dtype(np.int32): kinds.INT32}
     creator = trt.get_plugin_registry().get_creator(name, "1", namespace)
+    collection = trt.PluginFieldCollection(
+        [trt.PluginField(f.name, arrays[f.name], types[arrays[f.name].dtype]) for f in creator.field_names]
+    )
     plugin = creator.create_plugin(
         name, namespace, collection, trt.TensorRTPhase.BUILD, trt.QuickPluginCreationRequest.STRICT_AOT
     )

@@ -52,7 +52,7 @@ def test_nms(trt, images: int, rows: int, classes: int, dynamic: bool) -> None:
     corners = rng.integers(0, 60, (images, rows, 2))
     boxes = np.concatenate([corners, corners + rng.integers(0, 20, (images, rows, 2))], -1).astype(np.float32)
     labels = rng.integers(-1, classes, (images, rows)).astype(np.int32)
-    fields = {"iou_threshold": float(np.float32(0.45)), "num_classes": classes}
+    fields = {"num_classes": classes, "iou_threshold": 0.45}
     inputs = [(boxes.shape, trt.float32), (labels.shape, trt.int32)]
     driven = drive("RegionNmsPlugin", "regionrt", fields, inputs, [LINEAR] * 3, dynamic)
     assert driven.combinations == (((trt.float32, LINEAR), (trt.int32, LINEAR), (trt.bool, LINEAR)),)
