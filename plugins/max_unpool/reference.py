@@ -24,10 +24,11 @@ def window_count(size: int, kernel: int, stride: int, ceil_mode: bool) -> int:
 def unpooled_from(size: tuple[int, int], windows: tuple[int, int], kernel: int, stride: int) -> None:
     """ValueError unless a map of `size` cells has so many `windows`, rounded down or up."""
     for cells, count in zip(size, windows, strict=True):
-        if count not in {window_count(max(cells, kernel), kernel, stride, mode) for mode in (False, True)}:
-            least, most = (count - 1) * stride + 1, count * stride + kernel - 1
+        least, most = (count - 1) * stride + 1, count * stride + kernel - 1
+        if not (1 <= kernel <= stride and least <= cells <= most):
             raise ValueError(
-                f"expected the size of the map that was pooled, {least} to {most} cells for {count} windows, got {cells}"
+                f"expected the size of the map that was pooled, {least} to {most} cells for {count} windows of "
+                f"{kernel} cells and stride {stride}, got {cells}"
             )
 
 
@@ -54,7 +55,7 @@ def max_pool(x: np.ndarray, *, kernel: int, stride: int, ceil_mode: bool = False
 
 
 def max_unpool(x: np.ndarray, argmax: np.ndarray, *, kernel: int, stride: int, height: int, width: int) -> np.ndarray:
-    """[N, C, height, width]: each of `x` [N, C, h, w] at its place `argmax` int32 [N, C, h, w] in its window, else zero.
+    """[N, C, height, width]: each of `x` [N, C, h, w] at its place `argmax` (int32, likewise) in its window, else zero.
 
     `height` and `width` are the pooled map's, with or without a rest behind the last whole window (`unpooled_from`).
     What would lie outside the map, and places that no window has, are left out.

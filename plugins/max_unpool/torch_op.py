@@ -36,9 +36,9 @@ def _(x, kernel, stride, ceil_mode=False):
 
 @torch.library.custom_op("regionrt::max_unpool", mutates_args=())
 def max_unpool(x: Tensor, argmax: Tensor, like: Tensor, kernel: int, stride: int) -> Tensor:
-    """[N, C, H, W]: each of `x` [N, C, h, w] at its place `argmax` (of max_pool_argmax) in its window, zero elsewhere.
+    """[N, C, H, W]: each of `x` [N, C, h, w] at its place `argmax` (of max_pool_argmax) in its window, else zero.
 
-    `like` [·, ·, H, W] is the map that was pooled, or any of its size; only its shape is used, so that a graph works for
+    `like` [·, ·, H, W] is the map that was pooled, or any of its size: only its shape is used, and a graph works for
     every size. ValueError where that size does not have h × w windows.
     """
     if argmax.shape != x.shape:
