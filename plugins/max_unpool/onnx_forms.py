@@ -5,7 +5,7 @@ import onnx_ir as ir
 from onnx.defs import OpSchema
 
 from ..schemas import FLOATS, INT32, attribute, domain_schema
-from .pool_forms import first_cells, side
+from .pool_forms import first_cells, narrow_types, original_type, side
 from .reference import unpooled_from
 
 SCHEMA = domain_schema(
@@ -33,9 +33,9 @@ def native(op, inputs, attributes):
     place = op.Cast(op.Where(known, argmax, _int32(op, 0)), to=7)
     offset = op.Add(place, op.Mul(op.Div(place, kernel), op.Sub(width, kernel)))
     flat = op.Add(offset, first_cells(op, x, height, width, stride))
-    values = op.Where(known, _selectable(op, x), 0.0)  # MaxUnpool has no float16 in ONNX Runtime
-    out = op.MaxUnpool(values, flat, kernel_shape=[kernel, kernel], strides=[stride, stride])
-    return [_cut(op, _original_type(op, out, x), like, stride)]
+    values = op.Where(known, x if x.dtype == ir.DataType.FLOAT else op.Cast(x, to=1), 0.0)  # float32 is all that
+    out = op.MaxUnpool(values, flat, kernel_shape=[kernel, kernel], strides=[stride, stride])  # ONNX Runtime has
+    return [original_type(op, _cut(op, out, like, stride), inputs[0])]
 
 
 def portable(op, inputs, attributes):
@@ -44,13 +44,12 @@ def portable(op, inputs, attributes):
     x, argmax, like = _padded(op, inputs, kernel, stride)
     cells = np.arange(kernel * kernel, dtype=np.int32).reshape(kernel, 1, kernel)
     here = op.Equal(op.Unsqueeze(argmax, [3, 5]), op.Constant(value=ir.tensor(cells)))
-    values = x if x.dtype == ir.DataType.FLOAT16 else _selectable(op, x)
-    spread = op.Where(here, op.Unsqueeze(values, [3, 5]), op.CastLike(0.0, values))  # [N, C, h, k, w, k]
+    spread = op.Where(here, op.Unsqueeze(x, [3, 5]), op.CastLike(0.0, x))  # [N, C, h, k, w, k]
     if stride > kernel:
         spread = op.Pad(spread, [0] * 9 + [stride - kernel, 0, stride - kernel])
     sizes = [op.Mul(side(op, x, axis), stride) for axis in (2, 3)]
     out = op.Reshape(spread, op.Concat(op.Shape(x, start=0, end=2), *sizes, axis=0))
-    return [_cut(op, out if values is x else _original_type(op, out, x), like, stride)]
+    return [original_type(op, _cut(op, out, like, stride), inputs[0])]
 
 
 FORMS = {"native": native, "portable": portable}
@@ -61,7 +60,7 @@ def _padded(op, inputs, kernel, stride):
 
     Padding them and cutting the map is cheaper than padding the map.
     """
-    x, argmax, like = inputs
+    x, argmax, like = narrow_types(op, inputs[0]), *inputs[1:]
     if known := _known_sides(x, like):
         unpooled_from(*reversed(known), kernel, stride)
         rest = [-(-length // stride) - windows for windows, length in zip(*known, strict=True)]
@@ -86,14 +85,6 @@ def _cut(op, whole, like, stride):
     if known and not any(length % stride for length in known[0]):
         return whole
     return op.Slice(whole, [0, 0], op.Concat(side(op, like, 2), side(op, like, 3), axis=0), [2, 3])
-
-
-def _selectable(op, x):
-    return x if x.dtype == ir.DataType.FLOAT else op.Cast(x, to=1)
-
-
-def _original_type(op, value, x):
-    return value if x.dtype == ir.DataType.FLOAT else op.Cast(value, to=int(x.dtype))
 
 
 def _int32(op, value):

@@ -27,21 +27,25 @@ def native(op, inputs, attributes):
     if kernel != stride:
         return portable(op, inputs, attributes)
     values, flat = op.MaxPool(
-        _narrow_types(op, x), kernel_shape=[kernel, kernel], strides=[stride, stride], ceil_mode=int(ceil_mode), _outputs=2
+        narrow_types(op, x),
+        kernel_shape=[kernel, kernel],
+        strides=[stride, stride],
+        ceil_mode=int(ceil_mode),
+        _outputs=2,
     )
     width = side(op, x, 3)
     first = first_cells(op, flat, side(op, x, 2), width, stride)
     offset = op.Clip(op.Sub(flat, first), op.Constant(value_int=0))  # a window of −inf or NaN alone has no index
     row = op.Div(offset, width)
     place = op.Sub(offset, op.Mul(row, op.Sub(width, kernel)))
-    return [_original_type(op, values, x), op.Cast(place, to=6)]
+    return [original_type(op, values, x), op.Cast(place, to=6)]
 
 
 def portable(op, inputs, attributes):
     """By comparisons: the windows' first cells, then their second, …, each a slice of the map."""
     (x,) = inputs
     kernel, stride, ceil_mode = _checked(x, attributes)
-    cells = _narrow_types(op, x)
+    cells = narrow_types(op, x)
     if ceil_mode and not _fits(x, kernel, stride):  # nothing beyond the edge is larger than what is inside
         beyond = op.CastLike(op.Constant(value_float=float("-inf")), cells)
         cells = op.Pad(cells, [0, 0, 0, 0, 0, 0, kernel - 1, kernel - 1], beyond)
@@ -57,7 +61,7 @@ def portable(op, inputs, attributes):
         better = op.Or(op.Greater(value, best), op.IsNaN(value))
         best = op.Where(better, value, best)
         place = op.Where(better, op.Constant(value=ir.tensor(np.int32(index))), place)
-    return [_original_type(op, best, x), place]
+    return [original_type(op, best, x), place]
 
 
 FORMS = {"native": native, "portable": portable}
@@ -72,7 +76,10 @@ def side(op, value, axis):
 
 
 def first_cells(op, windows, height, width, stride):
-    """int64 [N, C, h, w]: where in a whole batch of maps [N, C, height, width] each of the `windows` [N, C, h, w] begins."""
+    """int64 [N, C, h, w]: where in a batch of maps [N, C, height, width], read as one row, each window begins.
+
+    `windows` is any value [N, C, h, w].
+    """
 
     def steps(axis, step, shape):
         places = op.Range(0, op.Squeeze(side(op, windows, axis)), 1)
@@ -98,10 +105,11 @@ def _fits(x, kernel, stride):
     return len(sides) == 2 and all(-(-length // stride) == (length - kernel) // stride + 1 for length in sides)
 
 
-def _narrow_types(op, x):
-    """ONNX Runtime compares no bf16: float32 then, which selects the same."""
+def narrow_types(op, x):
+    """bf16 as float32, which selects the same: ONNX Runtime neither compares nor pads bf16."""
     return op.Cast(x, to=1) if x.dtype == ir.DataType.BFLOAT16 else x
 
 
-def _original_type(op, value, x):
-    return op.Cast(value, to=16) if x.dtype == ir.DataType.BFLOAT16 else value
+def original_type(op, value, x):
+    """`value` in the type of `x`."""
+    return value if value.dtype == x.dtype else op.Cast(value, to=int(x.dtype))

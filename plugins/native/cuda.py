@@ -29,6 +29,7 @@ FLAGS = {
     "proposals": ("--fmad=false",),
     "detections": ("--fmad=false",),
     "mask_paste": ("--fmad=false",),
+    "max_unpool": (),
 }
 
 
