@@ -1,4 +1,4 @@
-"""RegionMaxPool and RegionMaxUnpool on a GPU (plugins/max_unpool/kernel.cu): a thread takes a few windows of each plane."""
+"""RegionMaxPool and RegionMaxUnpool on a GPU (plugins/max_unpool/kernel.cu): windows along x, planes along y."""
 
 from __future__ import annotations
 
