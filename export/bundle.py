@@ -27,11 +27,14 @@ from .thresholds import MAX_TOP_K, thresholds_of, with_thresholds
 from .to_onnx import onnx_from_module
 from .weights import write_models
 
-FORMS = {"fp32": ("staged", "native", "portable"), "fp16": ("native", "portable"), "bf16": ("staged",)}
+FORMS = {"fp32": ("staged", "native", "portable"), "fp16": ("native", "portable", "staged"), "bf16": ("staged",)}
 """By precision: the forms of our ops that can express it, in the order in which the runtime tries them."""
 PRECISIONS = tuple(FORMS)
-STAGED_BACKENDS = {"fp32": ("openvino", "onnxruntime"), "bf16": ("openvino",)}
-"""What can run dense stages in a precision. bf16 is what the engine computes in: the weights in the file are fp32."""
+_ASKED_FOR = {("fp16", "staged")}
+"""Forms that are exported only where they are named: nothing runs this one before engines are built from it."""
+STAGED_BACKENDS = {"fp32": ("openvino", "onnxruntime"), "fp16": ("tensorrt-rtx",), "bf16": ("openvino",)}
+"""What can run dense stages in a precision. bf16 is what the engine computes in: the weights in the file are fp32. A
+CPU would compute fp16 in fp32, which is not what was asked: those stages are for engines, of either TensorRT."""
 WEIGHTS = "weights.bin"
 CONSTANTS = "staged-constants.npz"
 Progress = Callable[[str, float], None]
@@ -42,7 +45,9 @@ class ExportOptions:
     """What is fixed at export. None: the model's own. Sizes are (height, width) in pixels, multiples of the stride."""
 
     precision: str = "fp32"
-    ops: tuple[str, ...] | None = None  # forms of our ops, in the order in which the runtime tries them; None: all
+    ops: tuple[str, ...] | None = (
+        None  # forms of our ops, in the order in which the runtime tries them; None: the usual
+    )
     size: tuple[int, int] | None = None
     dynamic: bool = False  # any size up to `size`, in steps of the stride
     score: float | None = None
@@ -64,7 +69,9 @@ class ExportOptions:
 
     @property
     def forms(self) -> tuple[str, ...]:
-        return FORMS[self.precision] if self.ops is None else self.ops
+        if self.ops is not None:
+            return self.ops
+        return tuple(form for form in FORMS[self.precision] if (self.precision, form) not in _ASKED_FOR)
 
 
 def export_bundle(

@@ -64,6 +64,8 @@ def build(job: dict[str, Any], answer: Answer) -> dict[str, Any]:
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, log)  # must outlive the build: it owns the weights
     _parse(parser, network, job["onnx"])
+    for name in job.get("channels_last", ()):
+        _take_channels_last(trt, network, name)
     convolutions = _convolutions(trt, network)
     config = _config(trt, builder, network, job)
     _load_timing_cache(config, job["timing_cache"])
@@ -114,6 +116,25 @@ def _parse(parser: Any, network: Any, path: str) -> None:
         told.append(where + _one_line(error.desc()))
     found = "; ".join(told) or "no network in it"  # the parser takes an empty file for an empty network
     raise BackendError(f"TensorRT's parser refuses {Path(path).name}: {found}")
+
+
+def _take_channels_last(trt: ModuleType, network: Any, name: str) -> None:
+    """The input `name` [R, 1, C, h, w] of RoI features becomes [R, h, w, C], as our kernels write it."""
+    inputs = {network.get_input(index).name: network.get_input(index) for index in range(network.num_inputs)}
+    value = inputs[name]
+    rows, one, channels, height, width = value.shape
+    readers = [
+        (network.get_layer(index), place)
+        for index in range(network.num_layers)
+        for place in range(network.get_layer(index).num_inputs)
+        if getattr(network.get_layer(index).get_input(place), "name", None) == name
+    ]
+    value.shape = (rows, height, width, channels)
+    shuffle = network.add_shuffle(value)
+    shuffle.first_transpose = trt.Permutation([0, 3, 1, 2])
+    shuffle.reshape_dims = (-1, one, channels, height, width)
+    for layer, place in readers:
+        layer.set_input(place, shuffle.get_output(0))
 
 
 def _convolutions(trt: ModuleType, network: Any) -> list[str]:

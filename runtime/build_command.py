@@ -72,7 +72,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="regionrt build", description="Build engines from a bundle's ONNX files.")
     parser.add_argument("bundle", type=Path, help="the bundle's folder")
     parser.add_argument("--target", choices=list(TARGETS), default="tensorrt-rtx", help="default: %(default)s")
-    parser.add_argument("--ops", choices=["native", "portable"], help="form to build from; default: the target's first")
+    parser.add_argument(
+        "--ops", choices=["native", "portable", "staged"], help="form to build from; default: the target's first"
+    )
     parser.add_argument(
         "--compute-capability",
         default="",
