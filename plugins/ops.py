@@ -19,6 +19,8 @@ from .proposals import onnx_forms as proposals_forms
 from .proposals.torch_op import proposals as proposals_op
 from .roi_align import onnx_forms as roi_align_forms
 from .roi_align.torch_op import roi_align as roi_align_op
+from .roi_pool import onnx_forms as roi_pool_forms
+from .roi_pool.torch_op import roi_pool as roi_pool_op
 from .schemas import DOMAIN, OPSET, VERSION, register
 
 # (OpBuilder, inputs, attributes) -> outputs: writes the nodes of one form.
@@ -47,10 +49,14 @@ OPS: dict[str, Op] = {
     op.name: op
     for op in (
         _op(roi_align_forms, roi_align_op),
+        _op(roi_pool_forms, roi_pool_op),
         _op(nms_forms, nms_op),
         _op(proposals_forms, proposals_op),
         _op(detections_forms, detections_op),
     )
 }
 
-__all__ = ["DOMAIN", "OPS", "OPSET", "VERSION", "Form", "Op"]
+POOLINGS = frozenset({"RegionRoiAlign", "RegionRoiPool"})
+"""Ops that give a row for each RoI. Their inputs are feature maps, rois, counts."""
+
+__all__ = ["DOMAIN", "OPS", "OPSET", "POOLINGS", "VERSION", "Form", "Op"]

@@ -10,12 +10,13 @@
 #include "../proposals/cpu.cpp"
 #include "../resize/cpu.cpp"
 #include "../roi_align/cpu.cpp"
+#include "../roi_pool/cpu.cpp"
 #include "table.h"
 
 namespace regionrt {
 namespace REGIONRT_VARIANT {
 
-extern const Table table = {roi_align, nms, proposals, detections, paste, extents, rle, resize};
+extern const Table table = {roi_align, roi_pool, nms, proposals, detections, paste, extents, rle, resize};
 
 }  // namespace REGIONRT_VARIANT
 }  // namespace regionrt

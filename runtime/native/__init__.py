@@ -16,6 +16,7 @@ from .masks import paste_crops, paste_masks, paste_rles
 from .nms import nms
 from .proposals import Proposals, proposals
 from .roi_align import roi_align
+from .roi_pool import roi_pool
 
 __all__ = [
     "NUMPY",
@@ -32,6 +33,7 @@ __all__ = [
     "proposals",
     "resize_bilinear",
     "roi_align",
+    "roi_pool",
     "usable_variants",
     "using",
     "widened",

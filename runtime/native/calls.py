@@ -19,6 +19,13 @@ CALLS = {
         (_INT, "thresholds images rows channels out_height out_width sampling_ratio aligned maximum"),
         (_INT, "out_channels_last feature_type out_type threads"),
     ),
+    "roi_pool": _layout(
+        "RoiPoolCall",
+        (_POINTER, "feature rois counts out"),
+        (_FLOAT, "spatial_scale"),
+        (_INT, "images rows channels height width out_height out_width out_channels_last feature_type out_type"),
+        (_INT, "threads"),
+    ),
     "nms": _layout(
         "NmsCall", (_POINTER, "boxes classes keep"), (_FLOAT, "iou_threshold"), (_INT, "images rows threads")
     ),

@@ -22,6 +22,7 @@ _FLOAT, _BFLOAT16, _INT, _BOOL = ir.DataType.FLOAT, ir.DataType.BFLOAT16, ir.Dat
 _OUTPUTS = {  # type (None: of the first input) and rank
     "RegionNms": ((_BOOL, 2),),
     "RegionRoiAlign": ((None, 5),),
+    "RegionRoiPool": ((None, 5),),
     "RegionProposals": ((_FLOAT, 3), (_FLOAT, 2), (_INT, 1)),
     "RegionDetections": ((_INT, 1), (_FLOAT, 3), (_FLOAT, 2), (_INT, 2), (_INT, 2), (_INT, 1)),
 }
@@ -61,6 +62,15 @@ def _roi_align_on_cpu(inputs, attributes):
     return [native.roi_align(last, rois, counts, output_size=size, out=out, **options)]
 
 
+def _roi_pool_on_cpu(inputs, attributes):
+    feature, rois, counts = inputs
+    options = dict(attributes)
+    size = options.pop("output_height"), options.pop("output_width")
+    last = np.ascontiguousarray(feature.transpose(0, 2, 3, 1))
+    out = np.full((*rois.shape[:2], feature.shape[1], *size), np.nan, feature.dtype)
+    return [native.roi_pool(last, rois, counts, output_size=size, out=out, **options)]
+
+
 def _nms_on_cpu(inputs, attributes):
     return [native.nms(*inputs, iou_threshold=attributes["iou_threshold"], out=np.ones(inputs[1].shape, bool))]
 
@@ -93,6 +103,7 @@ def _detections_on_cpu(inputs, attributes):
 
 _ON_CPU: dict[str, Callable] = {
     "RegionRoiAlign": _roi_align_on_cpu,
+    "RegionRoiPool": _roi_pool_on_cpu,
     "RegionNms": _nms_on_cpu,
     "RegionProposals": _proposals_on_cpu,
     "RegionDetections": _detections_on_cpu,
