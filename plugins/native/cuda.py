@@ -26,6 +26,7 @@ MOST_REGISTERS = {"roi_align": 64}
 FLAGS = {
     "roi_align": (),
     "roi_pool": ("--fmad=false",),
+    "pyramid_pool": ("--fmad=false",),
     "nms": ("--fmad=false",),
     "proposals": ("--fmad=false",),
     "detections": ("--fmad=false",),

@@ -8,6 +8,7 @@
 #include "../mask_paste/rle.cpp"
 #include "../nms/cpu.cpp"
 #include "../proposals/cpu.cpp"
+#include "../pyramid_pool/cpu.cpp"
 #include "../resize/cpu.cpp"
 #include "../roi_align/cpu.cpp"
 #include "../roi_pool/cpu.cpp"
@@ -16,7 +17,7 @@
 namespace regionrt {
 namespace REGIONRT_VARIANT {
 
-extern const Table table = {roi_align, roi_pool, nms, proposals, detections, paste, extents, rle, resize};
+extern const Table table = {roi_align, roi_pool, pyramid_pool, nms, proposals, detections, paste, extents, rle, resize};
 
 }  // namespace REGIONRT_VARIANT
 }  // namespace regionrt

@@ -275,6 +275,14 @@ class StagedRunner:
 
         return self._pooled_in_bins(worker, step, values, pool, step["attributes"])
 
+    def _pyramid_pool(self, worker: _Worker, step: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+        def pool(levels: Sequence[np.ndarray], *rest: np.ndarray, **options: Any) -> np.ndarray:
+            return native.pyramid_pool(*levels, *rest, **options)
+
+        channels = values[step["inputs"][0]].shape[-1]
+        shape = (channels * sum(b * b for b in step["attributes"]["bins"]),)
+        return self._pooled(worker, step, values, pool, step["attributes"], shape)
+
     def _pooled_in_bins(
         self,
         worker: _Worker,
@@ -338,9 +346,11 @@ _OPS: dict[str, Callable[..., dict[str, Any]]] = {
     "RegionProposals": StagedRunner._proposals,
     "RegionRoiAlign": StagedRunner._roi_align,
     "RegionRoiPool": StagedRunner._roi_pool,
+    "RegionPyramidPool": StagedRunner._pyramid_pool,
     "RegionDetections": StagedRunner._detections,
 }
-_POOLINGS = ("RegionRoiAlign", "RegionRoiPool")  # what gives a row for each RoI, from maps that are channels last
+_POOLINGS = ("RegionRoiAlign", "RegionRoiPool", "RegionPyramidPool")
+"""What gives a row for each RoI, from maps that are channels last."""
 
 
 def bucket_of(rows: int, most: int) -> int:

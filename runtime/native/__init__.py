@@ -15,6 +15,7 @@ from .library import NUMPY, About, about, usable_variants, using
 from .masks import paste_crops, paste_masks, paste_rles
 from .nms import nms
 from .proposals import Proposals, proposals
+from .pyramid_pool import pyramid_pool
 from .roi_align import roi_align
 from .roi_pool import roi_pool
 
@@ -31,6 +32,7 @@ __all__ = [
     "paste_masks",
     "paste_rles",
     "proposals",
+    "pyramid_pool",
     "resize_bilinear",
     "roi_align",
     "roi_pool",

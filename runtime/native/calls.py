@@ -26,6 +26,12 @@ CALLS = {
         (_INT, "images rows channels height width out_height out_width out_channels_last feature_type out_type"),
         (_INT, "threads"),
     ),
+    "pyramid_pool": _layout(
+        "PyramidPoolCall",
+        (_POINTER, "feature rois counts bins out"),
+        (_FLOAT, "spatial_scale"),
+        (_INT, "levels images rows channels height width out_channels_last feature_type out_type threads"),
+    ),
     "nms": _layout(
         "NmsCall", (_POINTER, "boxes classes keep"), (_FLOAT, "iou_threshold"), (_INT, "images rows threads")
     ),

@@ -23,6 +23,7 @@ _OUTPUTS = {  # type (None: of the first input) and rank
     "RegionNms": ((_BOOL, 2),),
     "RegionRoiAlign": ((None, 5),),
     "RegionRoiPool": ((None, 5),),
+    "RegionPyramidPool": ((None, 3),),
     "RegionProposals": ((_FLOAT, 3), (_FLOAT, 2), (_INT, 1)),
     "RegionDetections": ((_INT, 1), (_FLOAT, 3), (_FLOAT, 2), (_INT, 2), (_INT, 2), (_INT, 1)),
 }
@@ -71,6 +72,14 @@ def _roi_pool_on_cpu(inputs, attributes):
     return [native.roi_pool(last, rois, counts, output_size=size, out=out, **options)]
 
 
+def _pyramid_pool_on_cpu(inputs, attributes):
+    feature, rois, counts = inputs
+    last = np.ascontiguousarray(feature.transpose(0, 2, 3, 1))
+    values = feature.shape[1] * sum(b * b for b in attributes["bins"])
+    out = np.full((*rois.shape[:2], values), np.nan, feature.dtype)
+    return [native.pyramid_pool(last, rois, counts, out=out, **attributes)]
+
+
 def _nms_on_cpu(inputs, attributes):
     return [native.nms(*inputs, iou_threshold=attributes["iou_threshold"], out=np.ones(inputs[1].shape, bool))]
 
@@ -104,6 +113,7 @@ def _detections_on_cpu(inputs, attributes):
 _ON_CPU: dict[str, Callable] = {
     "RegionRoiAlign": _roi_align_on_cpu,
     "RegionRoiPool": _roi_pool_on_cpu,
+    "RegionPyramidPool": _pyramid_pool_on_cpu,
     "RegionNms": _nms_on_cpu,
     "RegionProposals": _proposals_on_cpu,
     "RegionDetections": _detections_on_cpu,

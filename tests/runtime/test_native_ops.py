@@ -42,6 +42,11 @@ def pool(feature: np.ndarray | None = None, **options) -> np.ndarray:
     return native.roi_pool(maps()[0] if feature is None else feature, *rois(), **settings | options)
 
 
+def pyramid(feature: np.ndarray | None = None, **options) -> np.ndarray:
+    settings = {"spatial_scale": 1 / 4, "bins": (6, 4, 3, 2, 1)}
+    return native.pyramid_pool(maps()[0] if feature is None else feature, *rois(), **settings | options)
+
+
 def crowd(images: int = 2, rows: int = 700, classes: int = 3) -> Arrays:
     rng = np.random.default_rng(2)
     low = rng.uniform(0, 300, (images, rows, 2))
@@ -105,6 +110,7 @@ OPS: dict[str, Callable[..., Arrays]] = {
     "roi_align": lambda **options: (align(**options),),
     "roi_align max": lambda **options: (align(mode="max", **options),),
     "roi_pool": lambda **options: (pool(**options),),
+    "pyramid_pool": lambda **options: (pyramid(**options),),
     "nms": suppress,
     "proposals": propose,
     "detections": detect,
@@ -211,6 +217,25 @@ def test_maxima_in_any_order_and_type(variant, channels, dtype):
     np.testing.assert_array_equal(first.astype(np.float32), expected)
     np.testing.assert_array_equal(last.transpose(0, 1, 4, 2, 3), expected)
     np.testing.assert_array_equal(bits.view(np.uint8), first.view(np.uint8))
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("channels", [1, 3, 37, 130])
+@pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16])
+def test_pyramids_in_any_order_and_type(variant, channels, dtype):
+    (feature, _) = maps(dtype, channels)
+    with native.using("numpy"):
+        expected = pyramid(feature.astype(np.float32))
+    with native.using(variant):
+        out = np.full((2, 23, 66, channels), np.nan, np.float32)
+        last = pyramid(feature, channels_last=True, dtype=np.float32, out=out)
+        first = pyramid(feature)
+    assert last is out
+    assert first.dtype == dtype
+    np.testing.assert_array_equal(first.astype(np.float32), expected)
+    levels = np.split(last, np.cumsum([36, 16, 9, 4]), axis=2)
+    turned = np.concatenate([v.transpose(0, 1, 3, 2).reshape(2, 23, -1) for v in levels], 2)
+    np.testing.assert_array_equal(turned, expected)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -326,6 +351,9 @@ BAD = {
         ),
         "at most 4096 cells",
     ),
+    "nine levels": (lambda: pyramid(bins=[1] * 9), "bins: expected 1 to 8 levels"),
+    "no levels": (lambda: pyramid(bins=[]), "bins: expected 1 to 8 levels"),
+    "a level of no bins": (lambda: pyramid(bins=[3, 0]), "bins: expected a whole number ≥ 1"),
     "a scale of 0": (lambda: pool(spatial_scale=0.0), "spatial_scale: expected a number > 0"),
     "no bins to pool": (lambda: pool(output_size=(3, 0)), "output_size"),
     "a map of float64": (lambda: align([m.astype(np.float64) for m in maps()]), "float32, or bf16"),
