@@ -180,7 +180,7 @@ REGIONRT_DEVICE void detections_selected(const DetectionsCall& call) {
 }  // namespace regionrt
 
 #define REGIONRT_DETECTIONS_STEP(kernel, threads, call_of)                     \
-    extern "C" __global__ void __launch_bounds__(threads) kernel(              \
+    extern "C" __global__ void __launch_bounds__(threads, 1) kernel(              \
         const __grid_constant__ regionrt::DetectionsCall call) {               \
         call_of(call);                                                         \
     }                                                                          \

@@ -281,7 +281,7 @@ REGIONRT_DEVICE void proposals_merged(const ProposalsCall& call) {
 }  // namespace regionrt
 
 #define REGIONRT_PROPOSALS_STEP(kernel, threads, call_of)                          \
-    extern "C" __global__ void __launch_bounds__(threads) kernel(                  \
+    extern "C" __global__ void __launch_bounds__(threads, 1) kernel(                  \
         const __grid_constant__ regionrt::ProposalsCall call) {                    \
         call_of(call);                                                             \
     }                                                                              \

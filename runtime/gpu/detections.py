@@ -1,4 +1,4 @@
-"""RegionDetections on a GPU (plugins/detections/kernel.cu): softmax of every RoI, then a block an image sorts and selects."""
+"""RegionDetections on a GPU (plugins/detections/kernel.cu): softmax of each RoI; a block an image sorts and selects."""
 
 from __future__ import annotations
 
