@@ -180,6 +180,8 @@ def test_arrays_on_the_gpu_are_read_where_they_are(small, tmp_path):
     check(found, wanted_of(exported, *second))
     assert machine.driver.counts["cuMemcpyHtoDAsync"] == uploads
     check(runner.run(*first), wanted_of(exported, *first))  # its own memory again, in the graph too
+    with pytest.raises(BackendError, match=r"images: expected uint8 on the GPU, found float32 \[1, 64, 96, 3\]"):
+        runner.run(OnGpu(machine.driver, second[0].astype(np.float32)), second[1])
 
 
 def test_memory_is_allocated_once_for_the_largest(dynamic, staged_bundle, tmp_path):
