@@ -4,12 +4,15 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 NATIVE := runtime/native/libregionrt.so
-NATIVE_SOURCES := $(wildcard plugins/*.h plugins/*/*.h plugins/*/*.cpp) plugins/native/build.py
+NATIVE_SOURCES := $(filter-out plugins/%/tensorrt_plugin.cpp plugins/native/tensorrt_%, \
+	$(wildcard plugins/*.h plugins/*/*.h plugins/*/*.cpp)) plugins/native/build.py
 
-.PHONY: help setup native demo test lint format constraints clean
+.PHONY: help setup native plugins-so demo test lint format constraints clean
 
 help:
 	@echo "make native       the CPU ops, compiled anew where their sources changed (needs a C++ compiler)"
+	@echo "make plugins-so TENSORRT_INCLUDE=DIR [CUDA=DIR] [ARCHITECTURES=87]"
+	@echo "                  the library of our TensorRT plugins, for JetPack 6, trtexec and C++ programs (needs nvcc)"
 	@echo "make demo         the whole road on data it makes itself; the results go to demo/"
 	@echo "make test         all tests"
 	@echo "make lint         ruff and mypy"
@@ -32,6 +35,11 @@ native: $(NATIVE)
 
 $(NATIVE): $(NATIVE_SOURCES)
 	@$(PYTHON) plugins/native/build.py
+
+# On a device: no virtual environment is needed, only Python, a C++ compiler, nvcc and TensorRT's headers.
+plugins-so:
+	@$(PYTHON) -m regionrt.plugins.native.tensorrt_build \
+		$(if $(TENSORRT_INCLUDE),--include "$(TENSORRT_INCLUDE)") $(if $(CUDA),--cuda "$(CUDA)") $(if $(ARCHITECTURES),--architectures "$(ARCHITECTURES)")
 
 demo: $(READY)
 	$(BIN)/regionrt demo --out demo
@@ -59,4 +67,4 @@ constraints:
 	@rm -f .pins .resolved
 
 clean:
-	rm -rf $(VENV) $(NATIVE) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(NATIVE) runtime/native/libregionrt_tensorrt.so build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
