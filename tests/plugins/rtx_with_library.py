@@ -1,4 +1,4 @@
-"""`rtx_with_library.py LIBRARY`: TensorRT for RTX builds a graph with the library's plugins; prints what became of them.
+"""`rtx_with_library.py LIBRARY`: TensorRT for RTX builds a graph with its plugins; prints what became of them.
 
 A program of its own, because TensorRT can end its process.
 """

@@ -1,5 +1,5 @@
-"""The C++ library of TensorRT plugins: its objects driven as TensorRT drives them, with kernels that compute on the CPU,
-and the library as it is deployed in a build by TensorRT for RTX. TENSORRT_INCLUDE: the folder with NvInferRuntime.h."""
+"""The C++ library of TensorRT plugins: its objects driven as TensorRT drives them, with kernels on the CPU, and the
+library as it is deployed in a build by TensorRT for RTX. TENSORRT_INCLUDE names the folder with NvInferRuntime.h."""
 
 from __future__ import annotations
 
