@@ -4,13 +4,16 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 NATIVE := runtime/native/libregionrt.so
+KERNELS := runtime/gpu/sources/roi_align.cu
+KERNEL_SOURCES := $(wildcard plugins/*.h plugins/*/*.h plugins/*/*.cuh plugins/*/*.cu) plugins/native/cuda.py
 NATIVE_SOURCES := $(filter-out plugins/%/tensorrt_plugin.cpp plugins/native/tensorrt_%, \
 	$(wildcard plugins/*.h plugins/*/*.h plugins/*/*.cpp)) plugins/native/build.py
 
 .PHONY: help setup native plugins-so demo test lint format constraints clean
 
 help:
-	@echo "make native       the CPU ops, compiled anew where their sources changed (needs a C++ compiler)"
+	@echo "make native       the CPU ops, compiled anew where their sources changed (needs a C++ compiler), and the CUDA"
+	@echo "                  kernels' sources where the runtime compiles them from"
 	@echo "make plugins-so TENSORRT_INCLUDE=DIR [CUDA=DIR] [ARCHITECTURES=87]"
 	@echo "                  the library of our TensorRT plugins, for JetPack 6, trtexec and C++ programs (needs nvcc)"
 	@echo "make demo         the whole road on data it makes itself; the results go to demo/"
@@ -31,7 +34,11 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[all]"
 	@touch $(READY)
 
-native: $(NATIVE)
+native: $(KERNELS) $(NATIVE)
+
+$(KERNELS): $(KERNEL_SOURCES)
+	@$(PYTHON) plugins/native/cuda.py --sources
+	@touch $@
 
 $(NATIVE): $(NATIVE_SOURCES)
 	@$(PYTHON) plugins/native/build.py
@@ -67,4 +74,4 @@ constraints:
 	@rm -f .pins .resolved
 
 clean:
-	rm -rf $(VENV) $(NATIVE) runtime/native/libregionrt_tensorrt.so build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(NATIVE) runtime/native/libregionrt_tensorrt.so runtime/gpu/sources build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

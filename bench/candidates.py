@@ -21,6 +21,7 @@ BACKENDS = {
     "tensorrt": "TensorRT",
     "tensorrt-rtx": "TensorRT for RTX",
     "torch": "PyTorch",
+    "source": "source of engines",
 }
 
 

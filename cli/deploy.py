@@ -112,7 +112,8 @@ def _part(tell: Progress, step: str) -> Progress:
 
 
 def _targets_here(export: ExportOptions) -> tuple[str, ...]:
-    buildable = "portable" in export.forms and find_spec(TARGETS["tensorrt-rtx"].module) is not None
+    target = TARGETS["tensorrt-rtx"]
+    buildable = set(export.forms) & set(target.forms) and find_spec(target.module) is not None
     return ("tensorrt-rtx",) if buildable else ()
 
 

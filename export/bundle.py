@@ -15,6 +15,7 @@ from torch import nn
 from regionrt.runtime.atomic import replace_folder
 from regionrt.runtime.bundle import MANIFEST, Artifact, Manifest, is_bundle, sha256_of
 from regionrt.runtime.image import Canvas
+from regionrt.runtime.preflight import SOURCE
 from regionrt.train.checkpoint import Checkpoint, module_from_checkpoint
 from regionrt.train.models.region import canvas_of
 
@@ -29,6 +30,8 @@ from .weights import write_models
 
 FORMS = {"fp32": ("staged", "native", "portable"), "fp16": ("native", "portable"), "bf16": ("staged",)}
 """By precision: the forms of our ops that can express it, in the order in which the runtime tries them."""
+ON_REQUEST = {"fp32": ("plugin",), "fp16": ("plugin",), "bf16": ()}
+"""Forms that are exported only when they are named: nothing but an engine with our plugins can be made of them."""
 PRECISIONS = tuple(FORMS)
 STAGED_BACKENDS = {"fp32": ("openvino", "onnxruntime"), "bf16": ("openvino",)}
 """What can run dense stages in a precision. bf16 is what the engine computes in: the weights in the file are fp32."""
@@ -42,7 +45,7 @@ class ExportOptions:
     """What is fixed at export. None: the model's own. Sizes are (height, width) in pixels, multiples of the stride."""
 
     precision: str = "fp32"
-    ops: tuple[str, ...] | None = None  # forms of our ops, in the order in which the runtime tries them; None: all
+    ops: tuple[str, ...] | None = None  # forms of our ops, in the order in which the runtime tries them; None: FORMS
     size: tuple[int, int] | None = None
     dynamic: bool = False  # any size up to `size`, in steps of the stride
     score: float | None = None
@@ -54,8 +57,8 @@ class ExportOptions:
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
             raise ExportError(f"expected a precision of {', '.join(PRECISIONS)}, found {self.precision!r}")
-        known = FORMS[self.precision]
-        given = known if self.ops is None else self.ops
+        known = FORMS[self.precision] + ON_REQUEST[self.precision]
+        given = self.forms
         if not given or len(set(given)) != len(given) or not set(given) <= set(known):
             raise ExportError(
                 f"expected ops to name each of {', '.join(known)} at most once for {self.precision}, "
@@ -166,7 +169,9 @@ def _check_labels(module: nn.Module, labels: Sequence[str]) -> None:
 
 
 def _artifact(file: str, model: ir.Model, precision: str, canvas: Canvas) -> Artifact:
-    return Artifact("onnxruntime", Path(file).stem, precision, (file, WEIGHTS), **_borders(model, canvas))
+    form = Path(file).stem
+    backend = SOURCE if form == "plugin" else "onnxruntime"
+    return Artifact(backend, form, precision, (file, WEIGHTS), **_borders(model, canvas))
 
 
 def _staged(

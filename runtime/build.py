@@ -24,6 +24,8 @@ from .errors import BackendError, BundleError
 from .polygraphy_build import polygraphy_version
 
 ENGINES = "engines"
+FORMS = ("native", "portable", "plugin")
+"""Of our ops, in ONNX files that an engine is built from."""
 HARDWARE_LEVELS = ("same_compute_capability", "ampere_plus")
 LOADERS = ("polygraphy", "api")
 
@@ -38,8 +40,8 @@ class Target:
 
 
 TARGETS = {
-    "tensorrt-rtx": Target("tensorrt_rtx", ("portable",), 'pip install "regionrt[rtx]"'),
-    "tensorrt": Target("tensorrt", ("native", "portable"), 'pip install "regionrt[tensorrt]"'),
+    "tensorrt-rtx": Target("tensorrt_rtx", ("portable", "plugin"), 'pip install "regionrt[rtx]"'),
+    "tensorrt": Target("tensorrt", ("native", "portable", "plugin"), 'pip install "regionrt[tensorrt]"'),
 }
 
 
@@ -47,7 +49,8 @@ TARGETS = {
 class BuildOptions:
     """How to build. Raises ValueError for values out of range.
 
-    ops: form of the ONNX file to build from, "native" or "portable"; None: the first that the target takes.
+    ops: form of the ONNX file to build from, "native", "portable" or "plugin" (our kernels as TensorRT plugins); None:
+        the first that the target takes.
     compute_capability: GPUs to build for, such as ("8.6", "8.9"); RTX only; (): 8.0 and all newer that it knows.
     optimization_level: 0 (quick to build) to 5 (quick to run); None: the library's own.
     workspace_mib: memory that a layer may use while it runs; None: the library's own limit.
@@ -78,8 +81,8 @@ class BuildOptions:
     verbose: bool = False
 
     def __post_init__(self) -> None:
-        if self.ops not in (None, "native", "portable"):
-            raise ValueError(f"ops {self.ops!r}: expected native or portable")
+        if self.ops not in (None, *FORMS):
+            raise ValueError(f"ops {self.ops!r}: expected {', '.join(FORMS)}")
         if isinstance(self.compute_capability, str):
             raise ValueError(f"compute_capability {self.compute_capability!r}: expected a tuple such as ('8.6', '8.9')")
         for capability in self.compute_capability:
@@ -220,6 +223,7 @@ def _job(manifest: Manifest, source: Artifact, target: str, options: BuildOption
     return {
         "target": target,
         "module": TARGETS[target].module,
+        "form": source.form,
         "get": TARGETS[target].get,
         "onnx": str(manifest.path(source.files[0]).absolute()),
         "engine": str(engine),

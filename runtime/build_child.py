@@ -71,6 +71,7 @@ def build(job: dict[str, Any], answer: Answer) -> dict[str, Any]:
     answer(progress=["parsing the ONNX file", 0.0])
     if job["target"] == "tensorrt":
         trt.init_libnvinfer_plugins(log, "")  # its parser makes RoiAlign a plugin of TensorRT's own
+    plugins = _plugins(trt, job)
     way = build_through_polygraphy if job["loader"] == "polygraphy" else _build
     built = way(trt, job, log, _monitor(trt, answer))
     network, engine = built.network, built.engine
@@ -92,6 +93,7 @@ def build(job: dict[str, Any], answer: Answer) -> dict[str, Any]:
         "layer_types": count_by_kind(layers),
         "proof": proof,
         "data_dependent_shapes": _data_dependent(trt, network),
+        "plugins": [] if plugins is None else plugins.used(),
         "tf32": built.config.get_flag(trt.BuilderFlag.TF32),
         "build_seconds": round(time.monotonic() - started, 2),
         "engine_bytes": len(engine),
@@ -123,6 +125,15 @@ def _build(trt: ModuleType, job: dict[str, Any], log: Any, monitor: Any) -> Buil
     if serialized is not None:
         _keep_timing_cache(config, job["timing_cache"])
     return Built(network, config, None if serialized is None else bytes(serialized), (builder, parser))
+
+
+def _plugins(trt: ModuleType, job: dict[str, Any]) -> Any:
+    """Our plugins, registered, for an ONNX file with their nodes; else None."""
+    if job["form"] != "plugin":
+        return None
+    from .engine_plugins.registration import register_to_build
+
+    return register_to_build(trt, job["hardware_compatibility"])
 
 
 def _convolutions(trt: ModuleType, network: Any) -> list[str]:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 RUNNABLE = {"onnxruntime": ("native", "portable", "staged"), "openvino": ("staged",)}
 """Forms that each backend executes."""
+SOURCE = "source"
+"""The backend of an ONNX file that engines are built from, and that nothing executes."""
 LIBRARIES = {"tensorrt-rtx": ("tensorrt_rtx",), "tensorrt": ("tensorrt", "tensorrt_lean")}
 """Modules that execute an engine of this flavour, first choice first."""
 _GET = {
@@ -38,6 +40,10 @@ def why_not(manifest: Manifest, artifact: Artifact, allow_host_code: bool = Fals
             extra = {"onnxruntime": "ort"}.get(artifact.backend, artifact.backend)
             return f"the library {artifact.backend} is not installed (pip install 'regionrt[{extra}]')"
         return None
+    if artifact.backend == SOURCE:
+        target = next(iter(LIBRARIES))
+        command = shlex.join(["regionrt", "build", str(manifest.folder), "--target", target, "--ops", artifact.form])
+        return f"it is not executed, engines are built from it: {command} (or --target {' or '.join([*LIBRARIES][1:])})"
     if artifact.backend in LIBRARIES:
         return _why_no_engine(manifest, artifact, allow_host_code)
     return f"this version of regionrt does not execute the backend {artifact.backend!r}"
@@ -69,6 +75,7 @@ def _why_no_engine(manifest: Manifest, artifact: Artifact, allow_host_code: bool
         if built is not None and built != found:
             engine.append(f"built on {built}, this is {found}")
     engine += _differs_from_manifest(manifest, artifact, certificate)
+    engine += _why_no_plugins(certificate)
     if certificate.get("host_code") and not allow_host_code:
         machine.append(
             "it brings code for the host (its own lean runtime), which would run with the rights of this process: "
@@ -89,6 +96,17 @@ def _installed_version(module: str) -> str | None:
         return importlib.metadata.version(module)
     except importlib.metadata.PackageNotFoundError:  # a JetPack without metadata: asked again when it is imported
         return None
+
+
+def _why_no_plugins(certificate: Mapping[str, Any]) -> list[str]:
+    """Plugins of ours that the engine needs in this process, and that are not here in that version."""
+    needed = certificate.get("plugins") or []
+    if not needed:
+        return []
+    from .engine_plugins.registration import why_not_here
+
+    why = why_not_here(needed)
+    return [] if why is None else [why]
 
 
 def _differs_from_manifest(manifest: Manifest, artifact: Artifact, certificate: Mapping[str, Any]) -> list[str]:

@@ -141,6 +141,11 @@ struct Call<void (*)(A...)> {
         kernel(*static_cast<std::remove_cv_t<A>*>(args[I])...);
     }
     static void with(void (*kernel)(A...), void** args) { with(kernel, args, std::index_sequence_for<A...>{}); }
+    static int32_t sizes(int32_t* each) {
+        int32_t count = 0;
+        ((each[count++] = (int32_t)sizeof(A)), ...);
+        return count;
+    }
 };
 
 }  // namespace cuda_on_cpu
@@ -195,11 +200,15 @@ inline int atomicAdd(int* address, int value) {
     static_assert(sizeof(Type) <= cuda_on_cpu::kShared, "a block has 48 KiB");             \
     Type& name = *reinterpret_cast<Type*>(cuda_on_cpu::shared_memory)
 
-// `int32_t launch_<kernel>(grid, block, arguments)`, as cuLaunchKernel takes them.
+// `int32_t launch_<kernel>(grid, block, arguments)`, as cuLaunchKernel takes them; `int32_t parameters_<kernel>(sizes)`
+// gives the number of its parameters and their bytes.
 #define REGIONRT_EXPORT(kernel)                                                                              \
     extern "C" int32_t launch_##kernel(const int32_t* grid, const int32_t* block, void** arguments) {        \
         return cuda_on_cpu::launch([](void** a) { cuda_on_cpu::Call<decltype(&kernel)>::with(&kernel, a); }, \
                                    grid, block, arguments);                                                  \
+    }                                                                                                        \
+    extern "C" int32_t parameters_##kernel(int32_t* sizes) {                                                 \
+        return cuda_on_cpu::Call<decltype(&kernel)>::sizes(sizes);                                           \
     }
 
 extern "C" void regionrt_thread_order(int32_t descending) { cuda_on_cpu::descending = descending; }
