@@ -25,6 +25,9 @@ LINEAR, HWC8, HWC = 0, 2, 8  # TensorFormat
 FP32, FP16, INT32, BOOL, BF16 = 0, 1, 3, 4, 7  # DataType
 FIELD_FLOAT32, FIELD_INT32 = 1, 5  # PluginFieldType
 TYPES = {FP32: np.float32, FP16: np.float16, INT32: np.int32, BOOL: np.bool_}
+needs_rtx = pytest.mark.skipif(
+    find_spec("tensorrt_rtx") is None, reason="tensorrt-rtx is not installed: pip install 'regionrt[rtx]'"
+)
 SCALES = [1 / 4, 1 / 8, 1 / 16, 1 / 32, 1 / 64]
 
 
@@ -416,9 +419,7 @@ def test_an_unknown_architecture(include: Path, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.skipif(
-    find_spec("tensorrt_rtx") is None, reason="tensorrt-rtx is not installed: pip install 'regionrt[rtx]'"
-)
+@needs_rtx
 def test_tensorrt_for_rtx_builds_an_engine_with_the_library(library: Path, tmp_path: Path) -> None:
     """In a process of its own: the parser opens libtensorrt_rtx.so, a name that the wheel does not have, and aborts."""
     libraries = find_spec("tensorrt_rtx_libs")
@@ -431,3 +432,23 @@ def test_tensorrt_for_rtx_builds_an_engine_with_the_library(library: Path, tmp_p
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.split("\n")[:3] == ["ra PLUGIN_V3 (-1, 16, 7, 7) HALF", "nms PLUGIN_V3 (-1, 20) BOOL", "engine"]
+
+
+@needs_rtx
+def test_an_engine_is_loaded_with_the_library_where_it_was_built(library: Path, tmp_path: Path) -> None:
+    program = str(Path(__file__).with_name("load_with_library.py"))
+    root = {"PYTHONPATH": os.pathsep.join(filter(None, (str(PLUGINS.parent), os.environ.get("PYTHONPATH"))))}
+
+    def run(path: Path) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, program, str(path)]
+        return subprocess.run(command, capture_output=True, text=True, env=os.environ | root, timeout=120, check=False)
+
+    done = run(library)
+    assert done.returncode == 0, done.stderr[-2000:]
+    names = [f"RegionRoiAlignPlugin{levels}" for levels in range(1, 6)]
+    assert sorted(done.stdout.split()) == sorted([*names, "RegionNmsPlugin"])
+    (tmp_path / "broken.so").write_bytes(b"no library")
+    done = run(tmp_path / "broken.so")
+    assert done.returncode == 1
+    assert "broken.so cannot be loaded" in done.stderr
+    assert "make plugins-so" in done.stderr
