@@ -21,7 +21,6 @@ BACKENDS = {
     "tensorrt": "TensorRT",
     "tensorrt-rtx": "TensorRT for RTX",
     "torch": "PyTorch",
-    "source": "source of engines",
 }
 
 

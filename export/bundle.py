@@ -15,7 +15,6 @@ from torch import nn
 from regionrt.runtime.atomic import replace_folder
 from regionrt.runtime.bundle import MANIFEST, Artifact, Manifest, is_bundle, sha256_of
 from regionrt.runtime.image import Canvas
-from regionrt.runtime.preflight import SOURCE
 from regionrt.train.checkpoint import Checkpoint, module_from_checkpoint
 from regionrt.train.models.region import canvas_of
 
@@ -28,13 +27,18 @@ from .thresholds import MAX_TOP_K, thresholds_of, with_thresholds
 from .to_onnx import onnx_from_module
 from .weights import write_models
 
-FORMS = {"fp32": ("staged", "native", "portable"), "fp16": ("native", "portable"), "bf16": ("staged",)}
+FORMS = {
+    "fp32": ("staged", "native", "portable", "plugin"),
+    "fp16": ("native", "portable", "staged", "plugin"),
+    "bf16": ("staged",),
+}
 """By precision: the forms of our ops that can express it, in the order in which the runtime tries them."""
-ON_REQUEST = {"fp32": ("plugin",), "fp16": ("plugin",), "bf16": ()}
-"""Forms that are exported only when they are named: nothing but an engine with our plugins can be made of them."""
 PRECISIONS = tuple(FORMS)
-STAGED_BACKENDS = {"fp32": ("openvino", "onnxruntime"), "bf16": ("openvino",)}
-"""What can run dense stages in a precision. bf16 is what the engine computes in: the weights in the file are fp32."""
+_ASKED_FOR = {("fp16", "staged"), ("fp32", "plugin"), ("fp16", "plugin")}
+"""Forms that are exported only where they are named: nothing runs them before engines are built from them."""
+STAGED_BACKENDS = {"fp32": ("openvino", "onnxruntime"), "fp16": ("tensorrt-rtx",), "bf16": ("openvino",)}
+"""What can run dense stages in a precision. bf16 is what the engine computes in: the weights in the file are fp32. A
+CPU would compute fp16 in fp32, which is not what was asked: those stages are for engines, of either TensorRT."""
 WEIGHTS = "weights.bin"
 CONSTANTS = "staged-constants.npz"
 Progress = Callable[[str, float], None]
@@ -45,7 +49,7 @@ class ExportOptions:
     """What is fixed at export. None: the model's own. Sizes are (height, width) in pixels, multiples of the stride."""
 
     precision: str = "fp32"
-    ops: tuple[str, ...] | None = None  # forms of our ops, in the order in which the runtime tries them; None: FORMS
+    ops: tuple[str, ...] | None = None  # forms of our ops, in the order in which the runtime tries them; None: usual
     size: tuple[int, int] | None = None
     dynamic: bool = False  # any size up to `size`, in steps of the stride
     score: float | None = None
@@ -57,7 +61,7 @@ class ExportOptions:
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
             raise ExportError(f"expected a precision of {', '.join(PRECISIONS)}, found {self.precision!r}")
-        known = FORMS[self.precision] + ON_REQUEST[self.precision]
+        known = FORMS[self.precision]
         given = self.forms
         if not given or len(set(given)) != len(given) or not set(given) <= set(known):
             raise ExportError(
@@ -67,7 +71,9 @@ class ExportOptions:
 
     @property
     def forms(self) -> tuple[str, ...]:
-        return FORMS[self.precision] if self.ops is None else self.ops
+        if self.ops is not None:
+            return self.ops
+        return tuple(form for form in FORMS[self.precision] if (self.precision, form) not in _ASKED_FOR)
 
 
 def export_bundle(
@@ -170,7 +176,9 @@ def _check_labels(module: nn.Module, labels: Sequence[str]) -> None:
 
 def _artifact(file: str, model: ir.Model, precision: str, canvas: Canvas) -> Artifact:
     form = Path(file).stem
-    backend = SOURCE if form == "plugin" else "onnxruntime"
+    backend = (
+        "tensorrt-rtx" if form == "plugin" else "onnxruntime"
+    )  # as for fp16 stages: either TensorRT builds from it
     return Artifact(backend, form, precision, (file, WEIGHTS), **_borders(model, canvas))
 
 

@@ -26,6 +26,7 @@ from .build_settings import (
     known_capabilities,
     one_line,
     parse,
+    rearrange,
     set_capabilities,
     strong_typing,
 )
@@ -118,6 +119,7 @@ def _build(trt: ModuleType, job: dict[str, Any], log: Any, monitor: Any) -> Buil
     network = builder.create_network(0 if typing is None else 1 << int(typing))
     parser = trt.OnnxParser(network, log)  # must outlive the build: it owns the weights
     parse(parser, network, job["onnx"])
+    rearrange(trt, network, job)
     config = _config(trt, builder, network, job)
     _load_timing_cache(config, job["timing_cache"])
     config.progress_monitor = monitor

@@ -43,6 +43,31 @@ def parse(parser: Any, network: Any, path: str) -> None:
     raise BackendError(f"TensorRT's parser refuses {Path(path).name}: {found}")
 
 
+def rearrange(trt: ModuleType, network: Any, job: dict[str, Any]) -> None:
+    """Make the inputs that the job names channels last."""
+    for name in job.get("channels_last", ()):
+        _take_channels_last(trt, network, name)
+
+
+def _take_channels_last(trt: ModuleType, network: Any, name: str) -> None:
+    """The input `name` [R, 1, C, h, w] of RoI features becomes [R, h, w, C], as our kernels write it."""
+    inputs = {network.get_input(index).name: network.get_input(index) for index in range(network.num_inputs)}
+    value = inputs[name]
+    rows, one, channels, height, width = value.shape
+    readers = [
+        (network.get_layer(index), place)
+        for index in range(network.num_layers)
+        for place in range(network.get_layer(index).num_inputs)
+        if getattr(network.get_layer(index).get_input(place), "name", None) == name
+    ]
+    value.shape = (rows, height, width, channels)
+    shuffle = network.add_shuffle(value)
+    shuffle.first_transpose = trt.Permutation([0, 3, 1, 2])
+    shuffle.reshape_dims = (-1, one, channels, height, width)
+    for layer, place in readers:
+        layer.set_input(place, shuffle.get_output(0))
+
+
 def check_profiles(network: Any, job: dict[str, Any]) -> None:
     inputs = {network.get_input(index).name for index in range(network.num_inputs)}
     for shapes in job["profiles"]:

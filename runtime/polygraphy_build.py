@@ -14,7 +14,16 @@ from types import ModuleType
 from typing import Any
 
 from .atomic import replace_file
-from .build_settings import Built, check_profiles, hardware_level, one_line, parse, set_capabilities, strong_typing
+from .build_settings import (
+    Built,
+    check_profiles,
+    hardware_level,
+    one_line,
+    parse,
+    rearrange,
+    set_capabilities,
+    strong_typing,
+)
 from .errors import BackendError
 
 
@@ -53,6 +62,7 @@ def build_through_polygraphy(trt: ModuleType, job: dict[str, Any], log: Any, mon
         raise BackendError(f"Polygraphy refuses {Path(job['onnx']).name}: {one_line(str(error))}") from error
     if network.num_outputs == 0:
         raise BackendError(f"TensorRT's parser refuses {Path(job['onnx']).name}: no network in it")
+    rearrange(trt, network, job)
     check_profiles(network, job)
     profiles = []
     for shapes in job["profiles"]:

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
 RUNNABLE = {"onnxruntime": ("native", "portable", "staged"), "openvino": ("staged",)}
 """Forms that each backend executes."""
-SOURCE = "source"
-"""The backend of an ONNX file that engines are built from, and that nothing executes."""
 LIBRARIES = {"tensorrt-rtx": ("tensorrt_rtx",), "tensorrt": ("tensorrt", "tensorrt_lean")}
 """Modules that execute an engine of this flavour, first choice first."""
 _GET = {
@@ -40,10 +38,6 @@ def why_not(manifest: Manifest, artifact: Artifact, allow_host_code: bool = Fals
             extra = {"onnxruntime": "ort"}.get(artifact.backend, artifact.backend)
             return f"the library {artifact.backend} is not installed (pip install 'regionrt[{extra}]')"
         return None
-    if artifact.backend == SOURCE:
-        target = next(iter(LIBRARIES))
-        command = shlex.join(["regionrt", "build", str(manifest.folder), "--target", target, "--ops", artifact.form])
-        return f"it is not executed, engines are built from it: {command} (or --target {' or '.join([*LIBRARIES][1:])})"
     if artifact.backend in LIBRARIES:
         return _why_no_engine(manifest, artifact, allow_host_code)
     return f"this version of regionrt does not execute the backend {artifact.backend!r}"
@@ -51,7 +45,9 @@ def why_not(manifest: Manifest, artifact: Artifact, allow_host_code: bool = Fals
 
 def _why_no_engine(manifest: Manifest, artifact: Artifact, allow_host_code: bool) -> str | None:
     """Everything that stands in the way, so that a user does not mend one thing only to meet the next."""
-    certificate = artifact.engine or {}
+    if artifact.engine is None:
+        return f"it runs as engines, which are built from it: {rebuild_command(manifest, artifact)}"
+    certificate = artifact.engine
     machine, engine = [], []
     library = library_for(artifact.backend)
     if library is None:
@@ -120,9 +116,10 @@ def _differs_from_manifest(manifest: Manifest, artifact: Artifact, certificate: 
         entry = manifest.files.get(name)
         if entry is not None and entry["sha256"] != sha256:
             told.append(f"built from another {name} ({sha256[:12]}…) than the bundle holds ({entry['sha256'][:12]}…)")
-    name = artifact.files[0]
-    entry = manifest.files.get(name)
-    if artifact.engine is not None and entry is not None:
+    for name in artifact.engine_files:
+        entry = manifest.files.get(name)
+        if entry is None:
+            continue
         path = manifest.path(name)
         if not path.is_file():
             told.append(f"{name} is missing from the bundle")

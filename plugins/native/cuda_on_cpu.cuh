@@ -173,21 +173,35 @@ inline unsigned __ballot_sync(unsigned, int predicate) {
     return votes;
 }
 
-inline double __shfl_xor_sync(unsigned, double value, int distance) {
+template <class T>
+T shuffled(T value, int lane) {  // of this thread's warp
     using namespace cuda_on_cpu;
     memcpy(&exchange[running->number], &value, sizeof value);
     __syncwarp();
-    double other;
-    memcpy(&other, &exchange[running->number ^ distance], sizeof other);
+    T other;
+    memcpy(&other, &exchange[running->number / kWarp * kWarp + lane], sizeof other);
     __syncwarp();
     return other;
 }
 
-inline float __shfl_xor_sync(unsigned mask, float value, int distance) {
-    return (float)__shfl_xor_sync(mask, (double)value, distance);
+template <class T>
+T __shfl_sync(unsigned, T value, int lane) {
+    return shuffled(value, lane);
+}
+
+template <class T>
+T __shfl_xor_sync(unsigned, T value, int distance) {
+    return shuffled(value, cuda_on_cpu::running->number % cuda_on_cpu::kWarp ^ distance);
+}
+
+template <class T>
+T __shfl_up_sync(unsigned, T value, int distance) {
+    const int lane = cuda_on_cpu::running->number % cuda_on_cpu::kWarp;
+    return shuffled(value, lane < distance ? lane : lane - distance);
 }
 
 inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
+inline int __clz(int bits) { return bits ? __builtin_clz((unsigned)bits) : 32; }
 inline int __ffs(int bits) { return __builtin_ffs(bits); }
 inline int atomicAdd(int* address, int value) {
     const int before = *address;

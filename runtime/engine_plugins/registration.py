@@ -151,7 +151,10 @@ def _load_library(trt: Any) -> None:
 def why_not_here(needed: Sequence[Mapping[str, Any]]) -> str | None:
     """What keeps this version of regionrt from running an engine with these plugins (of a birth certificate)."""
     told = []
-    for entry in needed:
+    for entry in needed if isinstance(needed, Sequence) else [needed]:
+        if not isinstance(entry, Mapping):
+            told.append(f"its manifest does not say which plugins it needs: {str(entry)[:80]!r}")
+            continue
         name, version = entry.get("name"), entry.get("version")
         if entry.get("kind") == QUICK:
             continue  # it is inside the engine

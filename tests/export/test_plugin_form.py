@@ -177,21 +177,21 @@ def test_it_is_a_source_that_is_exported_when_it_is_named(fixed, tmp_path: Path,
     assert [a.form for a in Manifest.read(export(fixed, tmp_path / "all")).artifacts].count("plugin") == 0
     bundle = export(fixed, tmp_path / "b", "plugin", "native")
     source, _ = Manifest.read(bundle).artifacts
-    assert (str(source), source.files) == ("source plugin fp32", ("plugin.onnx", "weights.bin"))
+    assert (str(source), source.files) == ("tensorrt-rtx plugin fp32", ("plugin.onnx", "weights.bin"))
     (photo,) = [photo for name, photo in IMAGES if name == "photo 1"]
     with rt.load(bundle) as predict:  # what cannot run is passed over, with the reason
         assert predict.about["form"] == "native"
         (skipped,) = predict.about["skipped"]
         assert f"regionrt build {bundle} --target tensorrt-rtx --ops plugin" in skipped["why"]
         assert predict(photo) is not None
-    with pytest.raises(rt.BackendError, match="it is not executed, engines are built from it: regionrt build"):
+    with pytest.raises(rt.BackendError, match="it runs as engines, which are built from it: regionrt build"):
         rt.load(bundle, form="plugin")
-    with pytest.warns(UserWarning, match="source plugin fp32 is not verified here: it is not executed"):
+    with pytest.warns(UserWarning, match="tensorrt-rtx plugin fp32 is not verified here: it runs as engines"):
         (verdict,) = verify(bundle, fixed.module, IMAGES[:1], batches=(1,))
     assert verdict.form == "native"
     (measured, skipped) = rt.autotune(bundle, [photo], seconds=0.1)
     assert (measured.form, skipped.form) == ("native", "plugin")
-    assert "engines are built from it" in (skipped.why_not or "")
+    assert "which are built from it" in (skipped.why_not or "")
     with warnings.catch_warnings(), pytest.raises(ExportError, match="bf16"):
         ExportOptions(precision="bf16", ops=("plugin",))
 
@@ -199,10 +199,10 @@ def test_it_is_a_source_that_is_exported_when_it_is_named(fixed, tmp_path: Path,
 def test_the_command_line_takes_the_form(fixed, tmp_path: Path, capfd: pytest.CaptureFixture[str], instant) -> None:
     bundle = export(fixed, tmp_path / "b", "plugin")
     assert run(["infer", str(bundle), "x.jpg"]) == 1
-    assert "engines are built from it: regionrt build" in capfd.readouterr().err
+    assert "engines, which are built from it: regionrt build" in capfd.readouterr().err
     assert run(["bench", str(bundle), "--out", str(tmp_path / "report"), "--seconds", "1", "--json"]) == 0
     (row,) = json.loads(capfd.readouterr().out)["candidates"]
-    assert "engines are built from it" in json.dumps(row)
+    assert "which are built from it" in json.dumps(row)
     assert run(["build", str(bundle), "--ops", "nonsense"]) == 2
     assert "plugin" in capfd.readouterr().err
 
@@ -238,7 +238,7 @@ def test_an_engine_of_tensorrt_for_rtx(name: str, precision: str, request, tmp_p
     manifest = Manifest.read(bundle)
     manifest.verify_files()
     assert [str(a) for a in manifest.artifacts][1:] == [
-        f"source plugin {precision}",
+        f"tensorrt-rtx plugin {precision}",
         f"onnxruntime portable {precision}",
     ]
     (portable,) = build_engines(bundle)  # the first form that the target takes
