@@ -8,11 +8,13 @@ KERNELS := runtime/gpu/sources/roi_align.cu
 KERNEL_SOURCES := $(wildcard plugins/*.h plugins/*/*.h plugins/*/*.cuh plugins/*/*.cu) plugins/native/cuda.py
 NATIVE_SOURCES := $(wildcard plugins/*.h plugins/*/*.h plugins/*/*.cpp) plugins/native/build.py
 
-.PHONY: help setup native demo test lint format constraints clean
+.PHONY: help setup native gpu demo test lint format constraints clean
 
 help:
 	@echo "make native       the CPU ops, compiled anew where their sources changed (needs a C++ compiler), and the CUDA"
 	@echo "                  kernels' sources where the runtime compiles them from"
+	@echo "make gpu          our CUDA kernels on this machine's NVIDIA GPU, beside PyTorch: bench/results/gpu-<device>.md; needs"
+	@echo "                  no environment, only torch, torchvision, cuda-python and NVRTC in \$$(PYTHON)"
 	@echo "make demo         the whole road on data it makes itself; the results go to demo/"
 	@echo "make test         all tests"
 	@echo "make lint         ruff and mypy"
@@ -39,6 +41,9 @@ $(KERNELS): $(KERNEL_SOURCES)
 
 $(NATIVE): $(NATIVE_SOURCES)
 	@$(PYTHON) plugins/native/build.py
+
+gpu: $(KERNELS)
+	$(PYTHON) -m regionrt.bench.suites.gpu --out bench/results
 
 demo: $(READY)
 	$(BIN)/regionrt demo --out demo

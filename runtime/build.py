@@ -24,6 +24,8 @@ from .bundle import MANIFEST, Artifact, Manifest, sha256_of
 from .errors import BackendError, BundleError
 
 ENGINES = "engines"
+FORMS = ("native", "portable", "plugin", "staged")
+"""Of our ops, in ONNX files that engines are built from."""
 Files = dict[str, dict[str, Any]]  # entries of the manifest's `files`
 HARDWARE_LEVELS = ("same_compute_capability", "ampere_plus")
 
@@ -38,8 +40,8 @@ class Target:
 
 
 TARGETS = {
-    "tensorrt-rtx": Target("tensorrt_rtx", ("portable", "staged"), 'pip install "regionrt[rtx]"'),
-    "tensorrt": Target("tensorrt", ("native", "portable", "staged"), 'pip install "regionrt[tensorrt]"'),
+    "tensorrt-rtx": Target("tensorrt_rtx", ("portable", "plugin", "staged"), 'pip install "regionrt[rtx]"'),
+    "tensorrt": Target("tensorrt", ("native", "portable", "plugin", "staged"), 'pip install "regionrt[tensorrt]"'),
 }
 
 
@@ -47,8 +49,8 @@ TARGETS = {
 class BuildOptions:
     """How to build. Raises ValueError for values out of range.
 
-    ops: form of the ONNX file to build from, "native", "portable" or "staged" (an engine of each dense stage, for our
-        kernels to run between); None: the first that the target takes.
+    ops: form of the ONNX file to build from, "native", "portable", "plugin" (with our kernels as TensorRT plugins) or
+        "staged" (an engine of each dense stage, for our kernels to run between); None: the first that the target takes.
     compute_capability: GPUs to build for, such as ("8.6", "8.9"); RTX only; (): 8.0 and all newer that it knows.
     optimization_level: 0 (quick to build) to 5 (quick to run); None: the library's own.
     workspace_mib: memory that a layer may use while it runs; None: the library's own limit.
@@ -76,8 +78,8 @@ class BuildOptions:
     verbose: bool = False
 
     def __post_init__(self) -> None:
-        if self.ops not in (None, "native", "portable", "staged"):
-            raise ValueError(f"ops {self.ops!r}: expected native, portable or staged")
+        if self.ops not in (None, *FORMS):
+            raise ValueError(f"ops {self.ops!r}: expected {', '.join(FORMS)}")
         if isinstance(self.compute_capability, str):
             raise ValueError(f"compute_capability {self.compute_capability!r}: expected a tuple such as ('8.6', '8.9')")
         for capability in self.compute_capability:
@@ -230,6 +232,7 @@ def _job(
     return {
         "target": target,
         "module": TARGETS[target].module,
+        "form": source.form,
         "get": TARGETS[target].get,
         "onnx": str(manifest.path(part.file).absolute()),
         "engine": str(engine),

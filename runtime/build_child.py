@@ -60,6 +60,7 @@ def build(job: dict[str, Any], answer: Answer) -> dict[str, Any]:
     answer(progress=["parsing the ONNX file", 0.0])
     if job["target"] == "tensorrt":
         trt.init_libnvinfer_plugins(log, "")  # its parser makes RoiAlign a plugin of TensorRT's own
+    plugins = _plugins(trt, job)
     builder = trt.Builder(log)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, log)  # must outlive the build: it owns the weights
@@ -89,6 +90,7 @@ def build(job: dict[str, Any], answer: Answer) -> dict[str, Any]:
         "layer_types": count_by_kind(layers),
         "proof": proof,
         "data_dependent_shapes": _data_dependent(trt, network),
+        "plugins": [] if plugins is None else plugins.used(),
         "tf32": config.get_flag(trt.BuilderFlag.TF32),
         "build_seconds": round(time.monotonic() - started, 2),
         "engine_bytes": len(engine),
@@ -104,6 +106,15 @@ def _load(job: dict[str, Any]) -> ModuleType:
             f"{job['target']} cannot be loaded ({_one_line(str(error))}): install it with `{job['get']}`"
         ) from error
     return trt
+
+
+def _plugins(trt: ModuleType, job: dict[str, Any]) -> Any:
+    """Our plugins, registered, for an ONNX file with their nodes; else None."""
+    if job["form"] != "plugin":
+        return None
+    from .engine_plugins.registration import register_to_build
+
+    return register_to_build(trt, job["hardware_compatibility"])
 
 
 def _parse(parser: Any, network: Any, path: str) -> None:

@@ -71,6 +71,7 @@ def _why_no_engine(manifest: Manifest, artifact: Artifact, allow_host_code: bool
         if built is not None and built != found:
             engine.append(f"built on {built}, this is {found}")
     engine += _differs_from_manifest(manifest, artifact, certificate)
+    engine += _why_no_plugins(certificate)
     if certificate.get("host_code") and not allow_host_code:
         machine.append(
             "it brings code for the host (its own lean runtime), which would run with the rights of this process: "
@@ -91,6 +92,17 @@ def _installed_version(module: str) -> str | None:
         return importlib.metadata.version(module)
     except importlib.metadata.PackageNotFoundError:  # a JetPack without metadata: asked again when it is imported
         return None
+
+
+def _why_no_plugins(certificate: Mapping[str, Any]) -> list[str]:
+    """Plugins of ours that the engine needs in this process, and that are not here in that version."""
+    needed = certificate.get("plugins") or []
+    if not needed:
+        return []
+    from .engine_plugins.registration import why_not_here
+
+    why = why_not_here(needed)
+    return [] if why is None else [why]
 
 
 def _differs_from_manifest(manifest: Manifest, artifact: Artifact, certificate: Mapping[str, Any]) -> list[str]:

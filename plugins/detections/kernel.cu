@@ -68,6 +68,19 @@ REGIONRT_DEVICE void detections_softmax(const DetectionsCall& call) {
     if (lane == 0) call.row_counts[place] = found;
 }
 
+struct ImageKeys {
+    const uint64_t* keys;  // [P, K], the first ones of each row
+    const int32_t* row_counts;
+    int32_t rows, classes;
+
+    template <class Visit>
+    REGIONRT_DEVICE void operator()(const Visit& visit) const {
+        for (int32_t row = threadIdx.x; row < rows; row += blockDim.x) {
+            for (int32_t i = 0; i < row_counts[row]; ++i) visit(keys[(int64_t)row * classes + i]);
+        }
+    }
+};
+
 struct SortedShared {
     uint64_t keys[kMostBoxes];
     Selection selection;
@@ -84,11 +97,7 @@ REGIONRT_DEVICE void detections_sorted(const DetectionsCall& call) {
     for (int32_t row = threadIdx.x; row < rows; row += blockDim.x) mine += row_counts[row];
     sum_before(shared.places, mine, above);
     const int32_t count = smaller(above, call.candidates);
-    best_keys(shared.selection, shared.keys, above, count, [&](const auto& visit) {
-        for (int32_t row = threadIdx.x; row < rows; row += blockDim.x) {
-            for (int32_t i = 0; i < row_counts[row]; ++i) visit(keys[(int64_t)row * classes + i]);
-        }
-    });
+    best_keys(shared.selection, shared.keys, above, count, ImageKeys{keys, row_counts, rows, classes});
     const int64_t first = (int64_t)image * call.candidates;
     const int32_t* size = call.image_sizes + 2 * image;
     const float* weight = call.box_weights;
@@ -171,7 +180,7 @@ REGIONRT_DEVICE void detections_selected(const DetectionsCall& call) {
 }  // namespace regionrt
 
 #define REGIONRT_DETECTIONS_STEP(kernel, threads, call_of)                     \
-    extern "C" __global__ void __launch_bounds__(threads) kernel(              \
+    extern "C" __global__ void __launch_bounds__(threads, 1) kernel(              \
         const __grid_constant__ regionrt::DetectionsCall call) {               \
         call_of(call);                                                         \
     }                                                                          \

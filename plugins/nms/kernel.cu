@@ -99,7 +99,7 @@ REGIONRT_DEVICE void nms_of_class(const float* boxes, const int32_t* classes, in
 
 }  // namespace regionrt
 
-extern "C" __global__ void __launch_bounds__(1024) nms(const float* boxes, const int32_t* classes, int32_t rows,
+extern "C" __global__ void __launch_bounds__(1024, 1) nms(const float* boxes, const int32_t* classes, int32_t rows,
                                                         int32_t num_classes, int32_t iou_threshold, uint8_t* keep) {
     regionrt::nms_of_class(boxes, classes, rows, num_classes, regionrt::float_of(iou_threshold), keep);
 }

@@ -122,6 +122,16 @@ REGIONRT_DEVICE void proposals_candidates(const ProposalsCall& call) {
     }
 }
 
+struct LevelKeys {
+    const uint64_t* keys;
+    int32_t count;
+
+    template <class Visit>
+    REGIONRT_DEVICE void operator()(const Visit& visit) const {
+        for (int32_t i = threadIdx.x; i < count; i += blockDim.x) visit(keys[i]);
+    }
+};
+
 struct DecodedShared {
     uint64_t keys[kMostBoxes];
     Selection selection;
@@ -133,11 +143,8 @@ REGIONRT_DEVICE void proposals_decoded(const ProposalsCall& call) {
     const LevelPlace at = level_place(call, blockIdx.x, blockIdx.y);
     const T* logits = logits_of<T>(call, at);
     const T* deltas = static_cast<const T*>(call.deltas[at.level]) + (int64_t)at.image * at.anchors * 4;
-    const uint64_t* keys = keys_of(call, at);
     const int32_t found = call.found[at.place];
-    best_keys(shared.selection, shared.keys, found, at.most, [&](const auto& visit) {
-        for (int32_t i = threadIdx.x; i < found; i += blockDim.x) visit(keys[i]);
-    });
+    best_keys(shared.selection, shared.keys, found, at.most, LevelKeys{keys_of(call, at), found});
     Box<float>* boxes = call.boxes + at.place * call.pre_nms;
     float* scores = call.box_scores + at.place * call.pre_nms;
     uint32_t* alive = call.alive + at.place * words_of(call.pre_nms);
@@ -274,7 +281,7 @@ REGIONRT_DEVICE void proposals_merged(const ProposalsCall& call) {
 }  // namespace regionrt
 
 #define REGIONRT_PROPOSALS_STEP(kernel, threads, call_of)                          \
-    extern "C" __global__ void __launch_bounds__(threads) kernel(                  \
+    extern "C" __global__ void __launch_bounds__(threads, 1) kernel(                  \
         const __grid_constant__ regionrt::ProposalsCall call) {                    \
         call_of(call);                                                             \
     }                                                                              \

@@ -1,4 +1,4 @@
-"""RegionDetections on a GPU (plugins/detections/kernel.cu): softmax of every RoI, then one block an image selects."""
+"""RegionDetections on a GPU (plugins/detections/kernel.cu): softmax of each RoI; a block an image sorts and selects."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 from .arrays import KINDS, GpuArray, checked, packed, within
 from .kernels import Kernels, Launch
-from .proposals import MOST_BOXES
+from .proposals import MOST_BOXES, overlap_tiles, words_of
 
-_SOFTMAX_BLOCK, _BLOCK = 128, 1024
+_SOFTMAX_BLOCK, _ROWS, _BLOCK = 128, 256, 1024
 _POINTER, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int32, ctypes.c_float
 _OUT = ("num_detections", "boxes", "scores", "labels", "roi_index", "overflow")
 
@@ -19,7 +19,8 @@ class DetectionsCall(ctypes.Structure):
 
     _fields_ = (
         *((name, _POINTER) for name in ("class_logits", "box_deltas", "rois", "counts", "image_sizes")),
-        *((name, _POINTER) for name in ("probabilities", "candidate_boxes", *_OUT)),
+        *((name, _POINTER) for name in ("keys", "row_counts", "best", "best_counts", "candidate_boxes")),
+        *((name, _POINTER) for name in ("candidate_labels", "alive", "overlaps", *_OUT)),
         *((name, _FLOAT) for name in ("score_threshold", "iou_threshold", "min_size")),
         ("box_weights", _FLOAT * 4),
         *((name, _INT) for name in ("rows", "classes", "candidates", "most", "class_agnostic")),
@@ -32,7 +33,18 @@ def detections_workspace(images: int, rows: int, classes: int, candidates: int) 
 
 
 def _workspace(images: int, rows: int, classes: int, candidates: int) -> tuple[dict[str, int], int]:
-    return packed({"probabilities": 4 * images * rows * classes, "candidate_boxes": 16 * images * candidates})
+    return packed(
+        {
+            "keys": 8 * images * rows * classes,
+            "row_counts": 4 * images * rows,
+            "best": 8 * images * candidates,
+            "best_counts": 4 * images,
+            "candidate_boxes": 16 * images * candidates,
+            "candidate_labels": 4 * images * candidates,
+            "alive": 4 * images * words_of(candidates),
+            "overlaps": 4 * images * words_of(candidates) * candidates,
+        }
+    )
 
 
 def detections(
@@ -101,8 +113,11 @@ def detections(
         **{name: workspace + offset for name, offset in offsets.items()},
         **{name: array.address for name, array in zip(_OUT, out, strict=True)},
     )
-    softmax_grid = (-(-rows // (_SOFTMAX_BLOCK // 32)), images)  # a warp a RoI
-    return [
-        Launch(kernels, "detections", f"detections_softmax_{KINDS[dtype]}", softmax_grid, _SOFTMAX_BLOCK, [call]),
-        Launch(kernels, "detections", f"detections_selected_{KINDS[dtype]}", (1, images), _BLOCK, [call]),
-    ]
+    kind = KINDS[dtype]
+    steps = (
+        (f"detections_softmax_{kind}", (-(-rows // (_SOFTMAX_BLOCK // 32)), images), _SOFTMAX_BLOCK),  # a warp a RoI
+        (f"detections_sorted_{kind}", (1, images), _BLOCK),
+        ("detections_overlaps", (overlap_tiles(candidates), images), _ROWS),
+        ("detections_selected", (1, images), _BLOCK),
+    )
+    return [Launch(kernels, "detections", name, grid, block, [call]) for name, grid, block in steps]

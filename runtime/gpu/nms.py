@@ -10,7 +10,7 @@ from .arrays import GpuArray, checked, within
 from .kernels import Kernels, Launch
 from .proposals import MOST_BOXES
 
-_BLOCK = 256
+_BLOCK = 1024
 
 
 def nms(

@@ -11,7 +11,8 @@ from .arrays import KINDS, GpuArray, checked, packed, within
 from .kernels import Kernels, Launch
 
 MOST_LEVELS, MOST_BOXES = 8, 4096
-_BLOCK = 1024
+_BLOCK, _ROWS = 1024, 256  # threads: of most kernels, of those that look for overlaps
+_SLICES, _BINS = 16, 2048  # kSlices and kBins of the kernel
 _POINTER, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int32, ctypes.c_float
 
 
@@ -20,7 +21,8 @@ class ProposalsCall(ctypes.Structure):
 
     _fields_ = (
         *((name, _POINTER * MOST_LEVELS) for name in ("objectness", "deltas", "anchors")),
-        *((name, _POINTER) for name in ("image_sizes", "boxes", "box_scores", "box_counts")),
+        *((name, _POINTER) for name in ("image_sizes", "histograms", "found", "keys", "boxes", "box_scores")),
+        *((name, _POINTER) for name in ("alive", "overlaps", "box_counts")),
         *((name, _POINTER) for name in ("rois", "scores", "counts")),
         ("anchor_counts", _INT * MOST_LEVELS),
         *((name, _FLOAT) for name in ("iou_threshold", "score_threshold", "min_size")),
@@ -29,14 +31,35 @@ class ProposalsCall(ctypes.Structure):
     )
 
 
-def proposals_workspace(images: int, levels: int, pre_nms: int) -> int:
-    """Bytes of workspace that `proposals` needs."""
-    return _workspace(images, levels, pre_nms)[1]
+def proposals_workspace(images: int, anchor_counts: Sequence[int], pre_nms: int) -> int:
+    """Bytes of workspace that `proposals` needs for levels of so many anchors."""
+    return _workspace(images, anchor_counts, pre_nms)[1]
 
 
-def _workspace(images: int, levels: int, pre_nms: int) -> tuple[dict[str, int], int]:
-    lists = images * levels
-    return packed({"boxes": 16 * lists * pre_nms, "box_scores": 4 * lists * pre_nms, "box_counts": 4 * lists})
+def _workspace(images: int, anchor_counts: Sequence[int], pre_nms: int) -> tuple[dict[str, int], int]:
+    lists, words = images * len(anchor_counts), words_of(pre_nms)
+    return packed(
+        {
+            "histograms": 4 * lists * _SLICES * _BINS,
+            "found": 4 * lists,
+            "keys": 8 * images * sum(anchor_counts),
+            "boxes": 16 * lists * pre_nms,
+            "box_scores": 4 * lists * pre_nms,
+            "alive": 4 * lists * words,
+            "overlaps": 4 * lists * words * pre_nms,
+            "box_counts": 4 * lists,
+        }
+    )
+
+
+def words_of(boxes: int) -> int:
+    """How many words of 32 bits hold a bit for each box."""
+    return -(-boxes // 32)
+
+
+def overlap_tiles(boxes: int) -> int:
+    """Blocks that look for overlaps among so many boxes at most (plugins/nms/greedy.cuh)."""
+    return words_of(boxes) * -(-boxes // _ROWS)
 
 
 def proposals(
@@ -83,7 +106,8 @@ def proposals(
     checked("out scores", scores, "float32", (images, post_nms))
     checked("out counts", counts, "int32", (images,))
     within("images", images, 0, 65535)
-    offsets, _ = _workspace(images, levels, pre_nms)
+    anchor_counts = [anchor.shape[0] for anchor in anchors]
+    offsets, _ = _workspace(images, anchor_counts, pre_nms)
     call = ProposalsCall(
         image_sizes=image_sizes.address,
         rois=rois.address,
@@ -102,8 +126,14 @@ def proposals(
         call.objectness[index] = objectness[index].address
         call.deltas[index] = deltas[index].address
         call.anchors[index] = anchors[index].address
-        call.anchor_counts[index] = anchors[index].shape[0]
-    return [
-        Launch(kernels, "proposals", f"proposals_of_level_{KINDS[dtype]}", (levels, images), _BLOCK, [call]),
-        Launch(kernels, "proposals", "proposals_merged", (1, images), _BLOCK, [call]),
-    ]
+        call.anchor_counts[index] = anchor_counts[index]
+    kind = KINDS[dtype]
+    steps = (
+        (f"proposals_histogram_{kind}", (_SLICES, levels, images), _BLOCK),
+        (f"proposals_candidates_{kind}", (_SLICES, levels, images), _BLOCK),
+        (f"proposals_decoded_{kind}", (levels, images), _BLOCK),
+        ("proposals_overlaps", (overlap_tiles(pre_nms), levels, images), _ROWS),
+        ("proposals_suppressed", (levels, images), _BLOCK),
+        ("proposals_merged", (1, images), _BLOCK),
+    )
+    return [Launch(kernels, "proposals", name, grid, block, [call]) for name, grid, block in steps]

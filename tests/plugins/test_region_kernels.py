@@ -13,34 +13,12 @@ from kernels import bits, launch, thread_order  # noqa: F401 (a fixture)
 
 from regionrt.plugins.detections.reference import detections
 from regionrt.plugins.proposals.reference import proposals
+from regionrt.runtime.gpu.detections import DetectionsCall
+from regionrt.runtime.gpu.proposals import ProposalsCall
 from regionrt.runtime.masks import full_mask, paste_crop
 
 LEVELS = 8
 POINTER, INT, FLOAT = ctypes.c_void_p, ctypes.c_int32, ctypes.c_float
-
-
-class ProposalsCall(ctypes.Structure):
-    _fields_ = (
-        *((name, POINTER * LEVELS) for name in ("objectness", "deltas", "anchors")),
-        *((name, POINTER) for name in ("image_sizes", "histograms", "found", "keys", "boxes", "box_scores", "alive")),
-        *((name, POINTER) for name in ("overlaps", "box_counts", "rois", "scores", "counts")),
-        ("anchor_counts", INT * LEVELS),
-        *((name, FLOAT) for name in ("iou_threshold", "score_threshold", "min_size")),
-        ("box_weights", FLOAT * 4),
-        *((name, INT) for name in ("levels", "pre_nms", "post_nms")),
-    )
-
-
-class DetectionsCall(ctypes.Structure):
-    _fields_ = (
-        *((name, POINTER) for name in ("class_logits", "box_deltas", "rois", "counts", "image_sizes", "keys")),
-        *((name, POINTER) for name in ("row_counts", "best", "best_counts", "candidate_boxes", "candidate_labels")),
-        *((name, POINTER) for name in ("alive", "overlaps", "num_detections", "boxes", "scores", "labels")),
-        *((name, POINTER) for name in ("roi_index", "overflow")),
-        *((name, FLOAT) for name in ("score_threshold", "iou_threshold", "min_size")),
-        ("box_weights", FLOAT * 4),
-        *((name, INT) for name in ("rows", "classes", "candidates", "most", "class_agnostic")),
-    )
 
 
 def rubbish(shape: Any, dtype: Any = np.float32) -> np.ndarray:
@@ -267,7 +245,7 @@ def test_detections(rows: int, classes: int) -> None:
             "classes": 10,
             "score_threshold": 0.0,
             "candidates": 400,
-        },  # too many to sort at once
+        },  # more than are sorted at once
     ],
 )
 def test_options_of_detections(options: dict[str, Any]) -> None:

@@ -90,7 +90,7 @@ def test_proposals(gpu: FakeGpu, dtype: str) -> None:
     }
     expected = reference_proposals(*([widened(v) for v in of] for of in (logits, deltas)), anchors, sizes, **options)
     out = gpu.empty((images, 30, 4), "float32"), gpu.empty((images, 30), "float32"), gpu.empty((images,), "int32")
-    workspace = gpu.empty((proposals_workspace(images, 3, 50),), "uint8")
+    workspace = gpu.empty((proposals_workspace(images, anchor_counts, 50),), "uint8")
     placed = [[gpu.put(values, dtype) for values in of] for of in (logits, deltas)]
     gpu.run(
         proposals(
