@@ -106,14 +106,14 @@ def resize(**options) -> Arrays:
     return (native.resize_bilinear(image, 301, 207, **options),)
 
 
-def pool(**options) -> Arrays:
+def max_pool(**options) -> Arrays:
     x = np.random.default_rng(7).integers(-9, 9, (2, 5, 75, 133)).astype(np.float32)
     x[0, 0, ::3] = np.nan
     return tuple(native.max_pool(x, kernel=2, stride=2, ceil_mode=True, **options))
 
 
 def unpool(**options) -> Arrays:
-    values, argmax = pool()
+    values, argmax = max_pool()
     argmax[0, 1, ::2] += 5
     return (native.max_unpool(values, argmax, kernel=2, stride=2, size=(75, 133), **options),)
 
@@ -128,7 +128,7 @@ OPS: dict[str, Callable[..., Arrays]] = {
     "detections": detect,
     "paste": paste,
     "resize": resize,
-    "max_pool": pool,
+    "max_pool": max_pool,
     "max_unpool": unpool,
 }
 
@@ -419,7 +419,7 @@ BAD = {
         "size: expected 133 to 135 cells for 67 windows, got 140",
     ),
     "places of another shape": (
-        lambda: native.max_unpool(pool()[0], pool()[1][:1], kernel=2, stride=2, size=(75, 133)),
+        lambda: native.max_unpool(max_pool()[0], max_pool()[1][:1], kernel=2, stride=2, size=(75, 133)),
         "argmax: expected the shape",
     ),
     "a threshold of −1": (lambda: detect(score_threshold=-1.0), "score_threshold"),
