@@ -92,7 +92,8 @@ def _translation(op: Op) -> Callable:
     def translate(*values: Any) -> Any:
         inputs: list[Any] = []
         attributes: dict[str, Any] = {}
-        for argument, value in zip(arguments, values, strict=True):
+        left_out = [argument.default_value for argument in arguments[len(values) :]]
+        for argument, value in zip(arguments, [*values, *left_out], strict=True):
             if "Tensor" in str(argument.type):
                 inputs.extend(value if isinstance(value, list | tuple) else [value])
             else:

@@ -13,12 +13,20 @@ from torch.library import CustomOpDef
 
 from .detections import onnx_forms as detections_forms
 from .detections.torch_op import detections as detections_op
+from .max_unpool import onnx_forms as max_unpool_forms
+from .max_unpool import pool_forms as max_pool_forms
+from .max_unpool.torch_op import max_pool_argmax as max_pool_op
+from .max_unpool.torch_op import max_unpool as max_unpool_op
 from .nms import onnx_forms as nms_forms
 from .nms.torch_op import nms as nms_op
 from .proposals import onnx_forms as proposals_forms
 from .proposals.torch_op import proposals as proposals_op
+from .pyramid_pool import onnx_forms as pyramid_pool_forms
+from .pyramid_pool.torch_op import pyramid_pool as pyramid_pool_op
 from .roi_align import onnx_forms as roi_align_forms
 from .roi_align.torch_op import roi_align as roi_align_op
+from .roi_pool import onnx_forms as roi_pool_forms
+from .roi_pool.torch_op import roi_pool as roi_pool_op
 from .schemas import DOMAIN, OPSET, VERSION, register
 
 # (OpBuilder, inputs, attributes) -> outputs: writes the nodes of one form.
@@ -47,10 +55,17 @@ OPS: dict[str, Op] = {
     op.name: op
     for op in (
         _op(roi_align_forms, roi_align_op),
+        _op(roi_pool_forms, roi_pool_op),
+        _op(pyramid_pool_forms, pyramid_pool_op),
         _op(nms_forms, nms_op),
         _op(proposals_forms, proposals_op),
         _op(detections_forms, detections_op),
+        _op(max_pool_forms, max_pool_op),
+        _op(max_unpool_forms, max_unpool_op),
     )
 }
 
-__all__ = ["DOMAIN", "OPS", "OPSET", "VERSION", "Form", "Op"]
+POOLINGS = frozenset({"RegionRoiAlign", "RegionRoiPool", "RegionPyramidPool"})
+"""Ops that give a row for each RoI. Their inputs are feature maps, rois, counts."""
+
+__all__ = ["DOMAIN", "OPS", "OPSET", "POOLINGS", "VERSION", "Form", "Op"]

@@ -60,10 +60,13 @@ def build(job: dict[str, Any], answer: Answer) -> dict[str, Any]:
     answer(progress=["parsing the ONNX file", 0.0])
     if job["target"] == "tensorrt":
         trt.init_libnvinfer_plugins(log, "")  # its parser makes RoiAlign a plugin of TensorRT's own
+    plugins = _plugins(trt, job)
     builder = trt.Builder(log)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, log)  # must outlive the build: it owns the weights
     _parse(parser, network, job["onnx"])
+    for name in job.get("channels_last", ()):
+        _take_channels_last(trt, network, name)
     convolutions = _convolutions(trt, network)
     config = _config(trt, builder, network, job)
     _load_timing_cache(config, job["timing_cache"])
@@ -87,6 +90,7 @@ def build(job: dict[str, Any], answer: Answer) -> dict[str, Any]:
         "layer_types": count_by_kind(layers),
         "proof": proof,
         "data_dependent_shapes": _data_dependent(trt, network),
+        "plugins": [] if plugins is None else plugins.used(),
         "tf32": config.get_flag(trt.BuilderFlag.TF32),
         "build_seconds": round(time.monotonic() - started, 2),
         "engine_bytes": len(engine),
@@ -104,6 +108,15 @@ def _load(job: dict[str, Any]) -> ModuleType:
     return trt
 
 
+def _plugins(trt: ModuleType, job: dict[str, Any]) -> Any:
+    """Our plugins, registered, for an ONNX file with their nodes; else None."""
+    if job["form"] != "plugin":
+        return None
+    from .engine_plugins.registration import register_to_build
+
+    return register_to_build(trt, job["hardware_compatibility"])
+
+
 def _parse(parser: Any, network: Any, path: str) -> None:
     if parser.parse_from_file(path) and network.num_outputs > 0:
         return
@@ -114,6 +127,25 @@ def _parse(parser: Any, network: Any, path: str) -> None:
         told.append(where + _one_line(error.desc()))
     found = "; ".join(told) or "no network in it"  # the parser takes an empty file for an empty network
     raise BackendError(f"TensorRT's parser refuses {Path(path).name}: {found}")
+
+
+def _take_channels_last(trt: ModuleType, network: Any, name: str) -> None:
+    """The input `name` [R, 1, C, h, w] of RoI features becomes [R, h, w, C], as our kernels write it."""
+    inputs = {network.get_input(index).name: network.get_input(index) for index in range(network.num_inputs)}
+    value = inputs[name]
+    rows, one, channels, height, width = value.shape
+    readers = [
+        (network.get_layer(index), place)
+        for index in range(network.num_layers)
+        for place in range(network.get_layer(index).num_inputs)
+        if getattr(network.get_layer(index).get_input(place), "name", None) == name
+    ]
+    value.shape = (rows, height, width, channels)
+    shuffle = network.add_shuffle(value)
+    shuffle.first_transpose = trt.Permutation([0, 3, 1, 2])
+    shuffle.reshape_dims = (-1, one, channels, height, width)
+    for layer, place in readers:
+        layer.set_input(place, shuffle.get_output(0))
 
 
 def _convolutions(trt: ModuleType, network: Any) -> list[str]:

@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from .build import DEFAULT_OPTIONS, HARDWARE_LEVELS, TARGETS, BuildOptions, build_engines
+from .build import DEFAULT_OPTIONS, FORMS, HARDWARE_LEVELS, TARGETS, BuildOptions, build_engines
 from .bundle import Artifact
 from .errors import RegionRTError
 
@@ -72,7 +72,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="regionrt build", description="Build engines from a bundle's ONNX files.")
     parser.add_argument("bundle", type=Path, help="the bundle's folder")
     parser.add_argument("--target", choices=list(TARGETS), default="tensorrt-rtx", help="default: %(default)s")
-    parser.add_argument("--ops", choices=["native", "portable"], help="form to build from; default: the target's first")
+    parser.add_argument(
+        "--ops", choices=list(FORMS), help="form to build from; default: the target's first that there is"
+    )
     parser.add_argument(
         "--compute-capability",
         default="",

@@ -7,7 +7,7 @@
 
 #include <stdint.h>
 
-#define REGIONRT_ABI 1
+#define REGIONRT_ABI 2
 
 #define REGIONRT_NO_MEMORY 1
 
@@ -33,6 +33,31 @@ typedef struct {
     int32_t aligned, maximum, out_channels_last, feature_type, out_type;
     int32_t threads;
 } regionrt_roi_align_call;
+
+// RoI max pooling (plugins/roi_pool).
+typedef struct {
+    const void* feature;    // [N, H, W, C] of `feature_type`
+    const float* rois;      // [N, P, 4]
+    const int32_t* counts;  // [N]
+    void* out;              // [N, P, C, h, w] or, channels last, [N, P, h, w, C], of `out_type`
+    float spatial_scale;
+    int32_t images, rows, channels, height, width;  // N = images, P = rows
+    int32_t out_height, out_width, out_channels_last, feature_type, out_type;
+    int32_t threads;
+} regionrt_roi_pool_call;
+
+// Spatial pyramid pooling of regions (plugins/pyramid_pool).
+typedef struct {
+    const void* feature;    // [N, H, W, C] of `feature_type`
+    const float* rois;      // [N, P, 4]
+    const int32_t* counts;  // [N]
+    const int32_t* bins;    // [levels], 8 at most
+    void* out;              // [N, P, Σ C·b·b], level by level, or, channels last, [N, P, Σb·b, C], of `out_type`
+    float spatial_scale;
+    int32_t levels, images, rows, channels, height, width;  // N = images, P = rows
+    int32_t out_channels_last, feature_type, out_type;
+    int32_t threads;
+} regionrt_pyramid_pool_call;
 
 // Greedy NMS per class on boxes sorted by score (plugins/nms).
 typedef struct {
@@ -119,6 +144,28 @@ typedef struct {
     int32_t threads;
 } regionrt_resize_call;
 
+// Max pooling with the place of each maximum in its window (plugins/max_unpool).
+typedef struct {
+    const void* x;    // [planes, height, width] of `type`
+    void* values;     // [planes, rows, columns] of `type`, out
+    int32_t* argmax;  // [planes, rows, columns], out: row · kernel + column
+    int64_t planes;   // N · C
+    int32_t height, width, rows, columns, kernel, stride;  // kernel <= stride; each window begins inside the map
+    int32_t type;
+    int32_t threads;
+} regionrt_max_pool_call;
+
+// The way back (plugins/max_unpool).
+typedef struct {
+    const void* x;          // [planes, rows, columns] of `type`
+    const int32_t* argmax;  // [planes, rows, columns]; other places than a window has, or outside the map: left out
+    void* out;              // [planes, height, width] of `type`
+    int64_t planes;
+    int32_t height, width, rows, columns, kernel, stride;
+    int32_t type;
+    int32_t threads;
+} regionrt_max_unpool_call;
+
 #define REGIONRT_PUBLIC __attribute__((visibility("default")))
 
 REGIONRT_PUBLIC int32_t regionrt_abi(void);
@@ -136,6 +183,8 @@ REGIONRT_PUBLIC const char* regionrt_why_not(const char* variant);
 REGIONRT_PUBLIC int32_t regionrt_use(const char* variant);
 
 REGIONRT_PUBLIC int32_t regionrt_roi_align(const regionrt_roi_align_call* call);
+REGIONRT_PUBLIC int32_t regionrt_roi_pool(const regionrt_roi_pool_call* call);
+REGIONRT_PUBLIC int32_t regionrt_pyramid_pool(const regionrt_pyramid_pool_call* call);
 REGIONRT_PUBLIC int32_t regionrt_nms(const regionrt_nms_call* call);
 REGIONRT_PUBLIC int32_t regionrt_proposals(const regionrt_proposals_call* call);
 REGIONRT_PUBLIC int32_t regionrt_detections(const regionrt_detections_call* call);
@@ -143,6 +192,8 @@ REGIONRT_PUBLIC int32_t regionrt_paste(const regionrt_paste_call* call);
 REGIONRT_PUBLIC int32_t regionrt_extents(const regionrt_extents_call* call);
 REGIONRT_PUBLIC int32_t regionrt_rle(const regionrt_rle_call* call);
 REGIONRT_PUBLIC int32_t regionrt_resize(const regionrt_resize_call* call);
+REGIONRT_PUBLIC int32_t regionrt_max_pool(const regionrt_max_pool_call* call);
+REGIONRT_PUBLIC int32_t regionrt_max_unpool(const regionrt_max_unpool_call* call);
 
 // sizeof of a call's struct by the function's name, 0 for an unknown one: ctypes' layout is checked against it.
 REGIONRT_PUBLIC int64_t regionrt_sizeof(const char* function);

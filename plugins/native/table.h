@@ -7,6 +7,8 @@ namespace regionrt {
 
 struct Table {
     int32_t (*roi_align)(const regionrt_roi_align_call*);
+    int32_t (*roi_pool)(const regionrt_roi_pool_call*);
+    int32_t (*pyramid_pool)(const regionrt_pyramid_pool_call*);
     int32_t (*nms)(const regionrt_nms_call*);
     int32_t (*proposals)(const regionrt_proposals_call*);
     int32_t (*detections)(const regionrt_detections_call*);
@@ -14,6 +16,8 @@ struct Table {
     int32_t (*extents)(const regionrt_extents_call*);
     int32_t (*rle)(const regionrt_rle_call*);
     int32_t (*resize)(const regionrt_resize_call*);
+    int32_t (*max_pool)(const regionrt_max_pool_call*);
+    int32_t (*max_unpool)(const regionrt_max_unpool_call*);
 };
 
 }  // namespace regionrt

@@ -6,16 +6,20 @@
 #include "../detections/cpu.cpp"
 #include "../mask_paste/cpu.cpp"
 #include "../mask_paste/rle.cpp"
+#include "../max_unpool/cpu.cpp"
 #include "../nms/cpu.cpp"
 #include "../proposals/cpu.cpp"
+#include "../pyramid_pool/cpu.cpp"
 #include "../resize/cpu.cpp"
 #include "../roi_align/cpu.cpp"
+#include "../roi_pool/cpu.cpp"
 #include "table.h"
 
 namespace regionrt {
 namespace REGIONRT_VARIANT {
 
-extern const Table table = {roi_align, nms, proposals, detections, paste, extents, rle, resize};
+extern const Table table = {roi_align, roi_pool, pyramid_pool, nms,      proposals,  detections, paste,
+                            extents,   rle,      resize,       max_pool, max_unpool};
 
 }  // namespace REGIONRT_VARIANT
 }  // namespace regionrt

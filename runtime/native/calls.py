@@ -19,6 +19,19 @@ CALLS = {
         (_INT, "thresholds images rows channels out_height out_width sampling_ratio aligned maximum"),
         (_INT, "out_channels_last feature_type out_type threads"),
     ),
+    "roi_pool": _layout(
+        "RoiPoolCall",
+        (_POINTER, "feature rois counts out"),
+        (_FLOAT, "spatial_scale"),
+        (_INT, "images rows channels height width out_height out_width out_channels_last feature_type out_type"),
+        (_INT, "threads"),
+    ),
+    "pyramid_pool": _layout(
+        "PyramidPoolCall",
+        (_POINTER, "feature rois counts bins out"),
+        (_FLOAT, "spatial_scale"),
+        (_INT, "levels images rows channels height width out_channels_last feature_type out_type threads"),
+    ),
     "nms": _layout(
         "NmsCall", (_POINTER, "boxes classes keep"), (_FLOAT, "iou_threshold"), (_INT, "images rows threads")
     ),
@@ -56,6 +69,18 @@ CALLS = {
         (_POINTER, "image out"),
         (_LONG, "row_bytes out_row_bytes"),
         (_INT, "height width channels out_height out_width threads"),
+    ),
+    "max_pool": _layout(
+        "MaxPoolCall",
+        (_POINTER, "x values argmax"),
+        (_LONG, "planes"),
+        (_INT, "height width rows columns kernel stride type threads"),
+    ),
+    "max_unpool": _layout(
+        "MaxUnpoolCall",
+        (_POINTER, "x argmax out"),
+        (_LONG, "planes"),
+        (_INT, "height width rows columns kernel stride type threads"),
     ),
 }
 """By function: the one structure that `regionrt_<function>` takes."""

@@ -22,8 +22,12 @@ _FLOAT, _BFLOAT16, _INT, _BOOL = ir.DataType.FLOAT, ir.DataType.BFLOAT16, ir.Dat
 _OUTPUTS = {  # type (None: of the first input) and rank
     "RegionNms": ((_BOOL, 2),),
     "RegionRoiAlign": ((None, 5),),
+    "RegionRoiPool": ((None, 5),),
+    "RegionPyramidPool": ((None, 3),),
     "RegionProposals": ((_FLOAT, 3), (_FLOAT, 2), (_INT, 1)),
     "RegionDetections": ((_INT, 1), (_FLOAT, 3), (_FLOAT, 2), (_INT, 2), (_INT, 2), (_INT, 1)),
+    "RegionMaxPool": ((None, 4), (_INT, 4)),
+    "RegionMaxUnpool": ((None, 4),),
 }
 Shape = tuple[int | str, ...]
 
@@ -61,6 +65,23 @@ def _roi_align_on_cpu(inputs, attributes):
     return [native.roi_align(last, rois, counts, output_size=size, out=out, **options)]
 
 
+def _roi_pool_on_cpu(inputs, attributes):
+    feature, rois, counts = inputs
+    options = dict(attributes)
+    size = options.pop("output_height"), options.pop("output_width")
+    last = np.ascontiguousarray(feature.transpose(0, 2, 3, 1))
+    out = np.full((*rois.shape[:2], feature.shape[1], *size), np.nan, feature.dtype)
+    return [native.roi_pool(last, rois, counts, output_size=size, out=out, **options)]
+
+
+def _pyramid_pool_on_cpu(inputs, attributes):
+    feature, rois, counts = inputs
+    last = np.ascontiguousarray(feature.transpose(0, 2, 3, 1))
+    values = feature.shape[1] * sum(b * b for b in attributes["bins"])
+    out = np.full((*rois.shape[:2], values), np.nan, feature.dtype)
+    return [native.pyramid_pool(last, rois, counts, out=out, **attributes)]
+
+
 def _nms_on_cpu(inputs, attributes):
     return [native.nms(*inputs, iou_threshold=attributes["iou_threshold"], out=np.ones(inputs[1].shape, bool))]
 
@@ -91,11 +112,28 @@ def _detections_on_cpu(inputs, attributes):
     return native.detections(*inputs, out=out, **attributes | {"class_agnostic": bool(attributes["class_agnostic"])})
 
 
+def _max_pool_on_cpu(inputs, attributes):
+    (x,) = inputs
+    shape = native.max_pool(x, **attributes).values.shape
+    out = native.MaxPooled(np.full(shape, np.nan, x.dtype), np.full(shape, -7, np.int32))
+    return native.max_pool(x, out=out, **attributes)
+
+
+def _max_unpool_on_cpu(inputs, attributes):
+    x, argmax, like = inputs
+    out = np.full(like.shape, np.nan, x.dtype)
+    return [native.max_unpool(x, argmax, size=like.shape[2:], out=out, **attributes)]
+
+
 _ON_CPU: dict[str, Callable] = {
     "RegionRoiAlign": _roi_align_on_cpu,
+    "RegionRoiPool": _roi_pool_on_cpu,
+    "RegionPyramidPool": _pyramid_pool_on_cpu,
     "RegionNms": _nms_on_cpu,
     "RegionProposals": _proposals_on_cpu,
     "RegionDetections": _detections_on_cpu,
+    "RegionMaxPool": _max_pool_on_cpu,
+    "RegionMaxUnpool": _max_unpool_on_cpu,
 }
 
 
