@@ -12,12 +12,13 @@
 #include "../resize/cpu.cpp"
 #include "../roi_align/cpu.cpp"
 #include "../roi_pool/cpu.cpp"
+#include "../warp/cpu.cpp"
 #include "table.h"
 
 namespace regionrt {
 namespace REGIONRT_VARIANT {
 
-extern const Table table = {roi_align, roi_pool, pyramid_pool, nms, proposals, detections, paste, extents, rle, resize};
+extern const Table table = {roi_align, roi_pool, pyramid_pool, warp, nms, proposals, detections, paste, extents, rle, resize};
 
 }  // namespace REGIONRT_VARIANT
 }  // namespace regionrt

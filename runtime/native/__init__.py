@@ -18,6 +18,7 @@ from .proposals import Proposals, proposals
 from .pyramid_pool import pyramid_pool
 from .roi_align import roi_align
 from .roi_pool import roi_pool
+from .warp import warp
 
 __all__ = [
     "NUMPY",
@@ -38,5 +39,6 @@ __all__ = [
     "roi_pool",
     "usable_variants",
     "using",
+    "warp",
     "widened",
 ]

@@ -54,7 +54,7 @@ def launch(op: str, kernel: str, grid: Sequence[int], block: int, arguments: Seq
 @pytest.fixture(params=["ascending", "descending"])
 def thread_order(request: pytest.FixtureRequest) -> str:
     """Runs a test with the threads in both orders: a missing barrier shows in one of them."""
-    for op in ("roi_align", "roi_pool", "pyramid_pool", "nms", "proposals", "detections", "mask_paste"):
+    for op in ("roi_align", "roi_pool", "pyramid_pool", "warp", "nms", "proposals", "detections", "mask_paste"):
         if (PLUGINS / op / "kernel.cu").exists():
             library(op).regionrt_thread_order(request.param == "descending")
     return request.param
