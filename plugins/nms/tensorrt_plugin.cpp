@@ -11,6 +11,7 @@ struct Nms {
     static constexpr char kName[] = "RegionNmsPlugin";
     static constexpr int32_t kInputs = 2;
     static constexpr int32_t kMostBoxes = 4096;  // of one image: block.cuh
+    static constexpr int32_t kBlock = 1024;      // threads
 
     struct Attributes {
         float iou_threshold = 0;
@@ -58,7 +59,7 @@ struct Nms {
         arguments.add(attributes.num_classes);
         arguments.add(attributes.iou_threshold);
         arguments.add(output);
-        return arguments.launch(REGIONRT_KERNEL(nms), {attributes.num_classes, images, 1}, 256, stream);
+        return arguments.launch(REGIONRT_KERNEL(nms), {attributes.num_classes, images, 1}, kBlock, stream);
     }
 };
 

@@ -21,6 +21,8 @@ REGIONRT_KERNELS(5)
 
 namespace {
 
+constexpr int32_t kBlock = 256;  // threads
+
 Kernel kernel_for(int32_t levels, bool channels_last, DataType type) {
 #define REGIONRT_ROW(L)                                                                                          \
     {                                                                                                            \
@@ -114,10 +116,10 @@ struct RoiAlign {
         return rois.d[0] <= 65535 ? "" : "expected at most 65535 images, found " + std::to_string(rois.d[0]);
     }
 
-    // Blocks to share out one RoI's channels: enough for the largest GPU even where there are few RoIs.
-    static int32_t slices(int64_t rois, int64_t channels) {
-        constexpr int64_t kBlocks = 1024, kFewestChannels = 32;
-        const int64_t wanted = (kBlocks + rois - 1) / rois, most = (channels + kFewestChannels - 1) / kFewestChannels;
+    // Blocks of one RoI, of `values` values: a few RoIs alone would leave most of a GPU idle. As in runtime/gpu/roi_align.py.
+    static int32_t slices(int64_t rois, int64_t values) {
+        constexpr int64_t kFilled = 1024;  // blocks
+        const int64_t wanted = (kFilled + rois - 1) / rois, most = values / kBlock > 1 ? values / kBlock : 1;
         return (int32_t)(wanted < most ? wanted : most);
     }
 
@@ -142,8 +144,9 @@ struct RoiAlign {
         }
         arguments.add(output);
         const bool channels_last = descriptions[0].format != TensorFormat::kLINEAR;
-        const Grid grid = {most, images, slices((int64_t)images * most, channels)};
-        return arguments.launch(kernel_for(L, channels_last, descriptions[0].type), grid, 256, stream);
+        const int64_t values = (int64_t)channels * attributes.output_height * attributes.output_width;
+        const Grid grid = {most, images, slices((int64_t)images * most, values)};
+        return arguments.launch(kernel_for(L, channels_last, descriptions[0].type), grid, kBlock, stream);
     }
 };
 

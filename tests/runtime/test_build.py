@@ -145,7 +145,7 @@ def test_full_tensorrt_goes_through_the_same_code(tmp_path: Path, monkeypatch: p
 @pytest.mark.parametrize(
     ("option", "value"),
     [
-        ("ops", "staged"),
+        ("ops", "nonsense"),
         ("compute_capability", "8.6"),
         ("compute_capability", ("86",)),
         ("compute_capability", ("8.6", "8.6")),

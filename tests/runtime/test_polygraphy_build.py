@@ -16,6 +16,7 @@ from build_nets import convolutions, fixed_profile, non_max_suppression, profile
 
 from regionrt.runtime import build_settings
 from regionrt.runtime.build import DEFAULT_OPTIONS, BuildOptions, _job, build_engines
+from regionrt.runtime.build_parts import parts_of
 from regionrt.runtime.build_process import run_build
 from regionrt.runtime.bundle import Manifest
 from regionrt.runtime.errors import BackendError
@@ -25,6 +26,13 @@ trt = pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed:
 pytestmark = pytest.mark.skipif(
     polygraphy_version() is None, reason="polygraphy is not installed: pip install polygraphy"
 )
+
+
+def job_of(manifest: Manifest, target: str, options: BuildOptions, engine: Path) -> dict[str, Any]:
+    """The build job of the bundle's only graph."""
+    (source,) = manifest.artifacts
+    (part,) = parts_of(source)
+    return _job(manifest, source, part, target, options, engine)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
@@ -104,7 +112,7 @@ def test_a_timing_cache_is_kept(tmp_path: Path, before: bytes | None) -> None:
     cache.parent.mkdir()
     if before is not None:
         cache.write_bytes(before)
-    job = _job(manifest, manifest.artifacts[0], "tensorrt-rtx", DEFAULT_OPTIONS, scratch / "engine")
+    job = job_of(manifest, "tensorrt-rtx", DEFAULT_OPTIONS, scratch / "engine")
     job |= {"loader": "polygraphy", "timing_cache": str(cache)}
     run_build(job, 300)
     assert len(cache.read_bytes()) > 16
@@ -146,7 +154,7 @@ def test_every_setting_arrives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     bundle = write_bundle(tmp_path / "b", {("portable", "fp32"): convolutions()}, [profile(1, 1, 1), profile(1, 4, 8)])
     manifest = Manifest.read(bundle)
     options = BuildOptions(optimization_level=4, workspace_mib=7, refittable=True)
-    job = _job(manifest, manifest.artifacts[0], "tensorrt-rtx", options, tmp_path / "engine")
+    job = job_of(manifest, "tensorrt-rtx", options, tmp_path / "engine")
     built = build_through_polygraphy(trt, job | {"hardware_compatibility": "ampere_plus"}, Log(), None)
     config = built.config
     assert built.engine is None
@@ -167,7 +175,7 @@ def test_full_tensorrt_takes_it_where_it_is_installed(tmp_path: Path, monkeypatc
     manifest = Manifest.read(bundle)
 
     def loader(target: str, options: BuildOptions = DEFAULT_OPTIONS) -> str:
-        return _job(manifest, manifest.artifacts[0], target, options, tmp_path / "engine")["loader"]
+        return job_of(manifest, target, options, tmp_path / "engine")["loader"]
 
     assert loader("tensorrt") == "polygraphy"
     assert loader("tensorrt", BuildOptions(loader="api")) == "api"
