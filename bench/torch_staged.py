@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.image_list import ImageList
 
+from regionrt.train.models.region import MAX_CANDIDATES
+
 from .errors import BenchError
 from .fused_layers import fuse
 from .torch_kernels import TorchKernels, detection_buffers, proposal_buffers
@@ -38,10 +40,17 @@ class TorchStaged:
     on torch's current stream and leaves `found` and, for Mask R-CNN, `masks` float32 [N, D, M, M] (probabilities).
 
     module: Faster or Mask R-CNN of torchvision's parts, in eval mode; a copy of it is taken. BenchError for another.
+    candidates: (RoI, class) pairs per image that enter the last NMS at most.
     """
 
     def __init__(
-        self, module: nn.Module, kernels: TorchKernels, batch: int, size: tuple[int, int], form: DenseForm
+        self,
+        module: nn.Module,
+        kernels: TorchKernels,
+        batch: int,
+        size: tuple[int, int],
+        form: DenseForm,
+        candidates: int = MAX_CANDIDATES,
     ) -> None:
         heads = module.roi_heads
         if not isinstance(heads.box_head, TwoMLPHead) or not isinstance(heads.box_predictor, FastRCNNPredictor):
@@ -51,7 +60,7 @@ class TorchStaged:
         if form.layers != "eager":
             made = fuse(made, in_cudnn=form.layers == "fused")
         self.module = made.to(device, form.dtype).to(memory_format=torch.channels_last).eval()
-        self.form, self._kernels = form, kernels
+        self.form, self._kernels, self._candidates = form, kernels, candidates
         _take_channels_last(self.module.roi_heads.box_head.fc6, heads.box_roi_pool.output_size)
         self.images = torch.zeros(batch, *size, 3, dtype=torch.uint8, device=device)
         self.image_sizes = torch.tensor([size] * batch, dtype=torch.int32, device=device)
@@ -130,7 +139,7 @@ class TorchStaged:
         self._kernels.detections(
             self._class_logits, self._box_deltas, self.proposals.rois, self.proposals.counts, self.image_sizes,
             self.found, score_threshold=self._heads.score_thresh, iou_threshold=self._heads.nms_thresh,
-            box_weights=self._heads.box_coder.weights,
+            box_weights=self._heads.box_coder.weights, candidates=self._candidates,
         )()  # fmt: skip
 
     def _pool_masks(self) -> None:
