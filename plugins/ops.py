@@ -28,6 +28,8 @@ from .roi_align.torch_op import roi_align as roi_align_op
 from .roi_pool import onnx_forms as roi_pool_forms
 from .roi_pool.torch_op import roi_pool as roi_pool_op
 from .schemas import DOMAIN, OPSET, VERSION, register
+from .warp import onnx_forms as warp_forms
+from .warp.torch_op import warp as warp_op
 
 # (OpBuilder, inputs, attributes) -> outputs: writes the nodes of one form.
 Form = Callable[[Any, Sequence[Any], Mapping[str, Any]], Sequence[Any]]
@@ -57,6 +59,7 @@ OPS: dict[str, Op] = {
         _op(roi_align_forms, roi_align_op),
         _op(roi_pool_forms, roi_pool_op),
         _op(pyramid_pool_forms, pyramid_pool_op),
+        _op(warp_forms, warp_op),
         _op(nms_forms, nms_op),
         _op(proposals_forms, proposals_op),
         _op(detections_forms, detections_op),
@@ -65,7 +68,7 @@ OPS: dict[str, Op] = {
     )
 }
 
-POOLINGS = frozenset({"RegionRoiAlign", "RegionRoiPool", "RegionPyramidPool"})
-"""Ops that give a row for each RoI. Their inputs are feature maps, rois, counts."""
+POOLINGS = frozenset({"RegionRoiAlign", "RegionRoiPool", "RegionPyramidPool", "RegionWarp"})
+"""Ops that give a row for each RoI. Their inputs are maps (images, for RegionWarp), rois, counts."""
 
 __all__ = ["DOMAIN", "OPS", "OPSET", "POOLINGS", "VERSION", "Form", "Op"]

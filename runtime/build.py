@@ -22,12 +22,14 @@ from .build_parts import MadePart, Part, constants_of, merged_facts, parts_of
 from .build_process import run_build
 from .bundle import MANIFEST, Artifact, Manifest, sha256_of
 from .errors import BackendError, BundleError
+from .polygraphy_build import polygraphy_version
 
 ENGINES = "engines"
 FORMS = ("native", "portable", "plugin", "staged")
 """Of our ops, in ONNX files that engines are built from."""
 Files = dict[str, dict[str, Any]]  # entries of the manifest's `files`
 HARDWARE_LEVELS = ("same_compute_capability", "ampere_plus")
+LOADERS = ("polygraphy", "api")
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,8 @@ class BuildOptions:
     refittable: the weights can be changed without building again.
     timing_cache: a file that keeps what was measured, so that the next build is quicker and chooses the same; made if
         it is not there. Full TensorRT only.
+    loader: "polygraphy" builds through Polygraphy's loaders, "api" by TensorRT's own calls; None: full TensorRT
+        through Polygraphy where that is installed.
     timeout_s: for each engine; then the build is stopped.
     verbose: TensorRT's messages go to standard error.
     """
@@ -74,6 +78,7 @@ class BuildOptions:
     hardware_compatibility: str | None = None
     refittable: bool = False
     timing_cache: Path | None = None
+    loader: str | None = None
     timeout_s: float = 3600.0
     verbose: bool = False
 
@@ -97,6 +102,8 @@ class BuildOptions:
             raise ValueError(
                 f"hardware_compatibility {self.hardware_compatibility!r}: expected {' or '.join(HARDWARE_LEVELS)}"
             )
+        if self.loader not in (None, *LOADERS):
+            raise ValueError(f"loader {self.loader!r}: expected {' or '.join(LOADERS)}")
         if not self.timeout_s > 0:
             raise ValueError(f"timeout_s {self.timeout_s}: expected more than 0")
 
@@ -108,6 +115,7 @@ class BuildOptions:
             ("--optimization-level", self.optimization_level),
             ("--workspace", self.workspace_mib),
             ("--hardware-compatibility", self.hardware_compatibility),
+            ("--loader", self.loader),
         ):
             if value not in (None, ""):
                 words += [option, str(value)]
@@ -247,6 +255,7 @@ def _job(
         "hardware_compatibility": options.hardware_compatibility,
         "refittable": options.refittable,
         "timing_cache": None if options.timing_cache is None else str(options.timing_cache.absolute()),
+        "loader": options.loader or ("polygraphy" if target == "tensorrt" and polygraphy_version() else "api"),
         "options": options.arguments(),
         "verbose": options.verbose,
     }

@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from .build import DEFAULT_OPTIONS, FORMS, HARDWARE_LEVELS, TARGETS, BuildOptions, build_engines
+from .build import DEFAULT_OPTIONS, FORMS, HARDWARE_LEVELS, LOADERS, TARGETS, BuildOptions, build_engines
 from .bundle import Artifact
 from .errors import RegionRTError
 
@@ -61,6 +61,7 @@ def _options(parser: argparse.ArgumentParser, asked: argparse.Namespace) -> Buil
             hardware_compatibility=asked.hardware_compatibility,
             refittable=asked.refittable,
             timing_cache=asked.timing_cache,
+            loader=asked.loader,
             timeout_s=asked.timeout,
             verbose=asked.verbose,
         )
@@ -92,6 +93,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--refittable", action="store_true", help="its weights can be changed later")
     parser.add_argument("--timing-cache", type=Path, metavar="FILE", help="keeps what was measured (tensorrt)")
+    parser.add_argument(
+        "--loader", choices=LOADERS, help="build through Polygraphy, or not; default: where installed (tensorrt)"
+    )
     parser.add_argument(
         "--timeout", type=float, default=DEFAULT_OPTIONS.timeout_s, metavar="S", help="default: %(default)g"
     )

@@ -136,15 +136,17 @@ def why_not_this_library(certificate: Mapping[str, Any], version: str) -> str | 
 
 
 def _version_differs(certificate: Mapping[str, Any], version: str) -> list[str]:
-    """TensorRT executes engines of exactly its own version; version-compatible ones of its major version, not newer."""
+    """TensorRT executes engines of exactly its own version; version-compatible ones of its major version that are not
+    newer, and TensorRT 11 those of TensorRT 10 (its support matrix, "Engine Portability")."""
     built = certificate.get("version")
     if built is None or built == version:
         return []
     if certificate.get("version_compatible"):
         mine, its = _numbers(version), _numbers(built)
-        if mine[:1] == its[:1] and mine >= its:
+        if (mine[:1] == its[:1] and mine >= its) or (its[:1], mine[:1]) == ((10,), (11,)):
             return []
-        return [f"built with version {built}: needs {its[0]}.x from {built} on, this is {version}"]
+        later = " or 11.x" if its[:1] == (10,) else ""
+        return [f"built with version {built}: needs {its[0]}.x from {built} on{later}, this is {version}"]
     return [f"built with version {built}, this is {version}"]
 
 

@@ -32,6 +32,7 @@ FLAGS = {
     "roi_align": (),
     "roi_pool": ("--fmad=false",),
     "pyramid_pool": ("--fmad=false",),
+    "warp": (),
     "nms": ("--fmad=false",),
     "proposals": ("--fmad=false",),
     "detections": ("--fmad=false",),

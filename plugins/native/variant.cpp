@@ -13,13 +13,14 @@
 #include "../resize/cpu.cpp"
 #include "../roi_align/cpu.cpp"
 #include "../roi_pool/cpu.cpp"
+#include "../warp/cpu.cpp"
 #include "table.h"
 
 namespace regionrt {
 namespace REGIONRT_VARIANT {
 
-extern const Table table = {roi_align, roi_pool, pyramid_pool, nms,      proposals,  detections, paste,
-                            extents,   rle,      resize,       max_pool, max_unpool};
+extern const Table table = {roi_align, roi_pool, pyramid_pool, warp,   nms,      proposals, detections,
+                            paste,     extents,  rle,          resize, max_pool, max_unpool};
 
 }  // namespace REGIONRT_VARIANT
 }  // namespace regionrt

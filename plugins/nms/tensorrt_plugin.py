@@ -38,7 +38,7 @@ def _launch(inputs: Sequence[Tensor], output: Tensor, fields: Mapping[str, Any])
     return Launch(
         kernel="nms",
         grid=(fields["num_classes"], images, 1),
-        block=256,
+        block=1024,
         scalars=(rows, fields["num_classes"], bits(fields["iou_threshold"])),
     )
 

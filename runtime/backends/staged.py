@@ -283,6 +283,12 @@ class StagedRunner:
         shape = (channels * sum(b * b for b in step["attributes"]["bins"]),)
         return self._pooled(worker, step, values, pool, step["attributes"], shape)
 
+    def _warp(self, worker: _Worker, step: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+        def pool(levels: Sequence[np.ndarray], *rest: np.ndarray, **options: Any) -> np.ndarray:
+            return native.warp(*levels, *rest, **options)
+
+        return self._pooled_in_bins(worker, step, values, pool, step["attributes"])
+
     def _pooled_in_bins(
         self,
         worker: _Worker,
@@ -347,9 +353,10 @@ _OPS: dict[str, Callable[..., dict[str, Any]]] = {
     "RegionRoiAlign": StagedRunner._roi_align,
     "RegionRoiPool": StagedRunner._roi_pool,
     "RegionPyramidPool": StagedRunner._pyramid_pool,
+    "RegionWarp": StagedRunner._warp,
     "RegionDetections": StagedRunner._detections,
 }
-_POOLINGS = ("RegionRoiAlign", "RegionRoiPool", "RegionPyramidPool")
+_POOLINGS = ("RegionRoiAlign", "RegionRoiPool", "RegionPyramidPool", "RegionWarp")
 """What gives a row for each RoI, from maps that are channels last."""
 
 

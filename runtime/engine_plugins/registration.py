@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import threading
 from collections.abc import Mapping, Sequence
@@ -21,6 +22,8 @@ PLUGINS: Mapping[str, EnginePlugin] = {plugin.name: plugin for op in (roi_align,
 """By the name of their node."""
 QUICK, IN_PROCESS = "quickly deployable", "IPluginV3 in Python"
 """Kinds: the kernel travels in the engine, or this process launches it."""
+LIBRARY = Path(__file__).resolve().parent.parent / "native" / "libregionrt_tensorrt.so"
+"""The same plugins in C++, where `make plugins-so` has built them: an engine cannot tell one from the other."""
 
 
 class Registration:
@@ -100,8 +103,9 @@ _lock = threading.Lock()
 def register_to_load(trt: Any, needed: Sequence[Mapping[str, Any]], cuda: Cuda) -> None:
     """Register the plugins that an engine's birth certificate names, where this process has to launch them.
 
-    Their kernels are compiled now, so that what is missing for it is said now. Plugins of these names that are
-    registered already, by us or by our C++ library, serve. BackendError: a plugin that is not here, no compiler.
+    Our C++ library does it where it was built; else they are written in Python and their kernels compiled now, so that
+    what is missing for it is said now. Plugins of these names that are registered already serve.
+    BackendError: a plugin that is not here, a library that cannot be loaded, no compiler.
     """
     why = why_not_here(needed)
     if why is not None:
@@ -109,18 +113,39 @@ def register_to_load(trt: Any, needed: Sequence[Mapping[str, Any]], cuda: Cuda) 
     names = [entry["name"] for entry in needed if entry.get("kind") == IN_PROCESS]
     with _lock:
         registration = _loaded.setdefault(trt.__name__, Registration(IN_PROCESS))
-        registry = trt.get_plugin_registry()
-        missing = [
-            plugin
-            for plugin in (PLUGINS[name] for name in names)
-            if registry.get_creator(plugin.name, plugin.version, plugin.namespace) is None
-        ]
+        missing = _missing(trt, names)
+        if missing and LIBRARY.is_file():
+            _load_library(trt)
+            missing = _missing(trt, names)
         if missing:
             ops = {plugin.op for plugin in missing}
             images = {op: compiled(op, cuda.compute_capability, cuda.driver_version) for op in ops}
             launcher = _Launcher(Kernels(cuda, images.__getitem__))
             for plugin in missing:
                 _register(trt, plugin, launcher, registration)
+
+
+def _missing(trt: Any, names: Sequence[str]) -> list[EnginePlugin]:
+    """Those of the plugins that the registry does not have."""
+    registry = trt.get_plugin_registry()
+    plugins = [PLUGINS[name] for name in names]
+    return [each for each in plugins if registry.get_creator(each.name, each.version, each.namespace) is None]
+
+
+def _load_library(trt: Any) -> None:
+    try:
+        ctypes.CDLL(str(LIBRARY))  # says why it cannot be loaded; TensorRT does not
+        loaded = trt.get_plugin_registry().load_library(str(LIBRARY))
+    except (OSError, RuntimeError) as error:
+        why = " ".join(str(error).split())[:300]
+    else:
+        if loaded is not None:
+            return
+        why = f"{trt.__name__} {trt.__version__} refuses it"
+    raise BackendError(
+        f"{LIBRARY} cannot be loaded ({why}): build it on this machine with `make plugins-so`, or remove it, and the "
+        "plugins are run from Python"
+    )
 
 
 def why_not_here(needed: Sequence[Mapping[str, Any]]) -> str | None:

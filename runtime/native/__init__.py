@@ -19,6 +19,7 @@ from .proposals import Proposals, proposals
 from .pyramid_pool import pyramid_pool
 from .roi_align import roi_align
 from .roi_pool import roi_pool
+from .warp import warp
 
 __all__ = [
     "NUMPY",
@@ -42,5 +43,6 @@ __all__ = [
     "roi_pool",
     "usable_variants",
     "using",
+    "warp",
     "widened",
 ]

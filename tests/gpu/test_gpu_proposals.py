@@ -23,7 +23,7 @@ def run_and_compare(gpu, anchor_counts, dtype="float32", images=2, tied=False, n
         "box_weights": (1.0, 1.0, 1.0, 1.0),
     } | options
     if not gpu.large:
-        anchor_counts = [-(-count // 40) for count in anchor_counts]
+        images, anchor_counts = 1, [-(-count // 100) for count in anchor_counts[:3]]  # a fake thread is slow
         options |= {"pre_nms": min(options["pre_nms"], 60), "post_nms": min(options["post_nms"], 50)}
     logits = [rng.normal(0, 3, (images, a)) for a in anchor_counts]
     logits = [typed(np.round(values) if tied else values, dtype) for values in logits]
@@ -38,7 +38,7 @@ def run_and_compare(gpu, anchor_counts, dtype="float32", images=2, tied=False, n
     expected = reference(*([widened(v) for v in of] for of in (logits, deltas)), anchors, sizes, **options)
     rows = options["post_nms"]
     out = gpu.empty((images, rows, 4), "float32"), gpu.empty((images, rows), "float32"), gpu.empty((images,), "int32")
-    room = gpu.empty((proposals_workspace(images, len(anchor_counts), options["pre_nms"]),), "uint8")
+    room = gpu.empty((proposals_workspace(images, anchor_counts, options["pre_nms"]),), "uint8")
     placed = [[gpu.put(values, dtype) for values in of] for of in (logits, deltas)]
     anchors_there = [gpu.put(level) for level in anchors]
     gpu.run(proposals(gpu.kernels, *placed, anchors_there, gpu.put(sizes), out, room.address, **options))
@@ -46,8 +46,7 @@ def run_and_compare(gpu, anchor_counts, dtype="float32", images=2, tied=False, n
         np.testing.assert_array_equal(gpu.get(array), wanted, err_msg=name)
 
 
-@pytest.mark.parametrize("tied", [False, True])
-@pytest.mark.parametrize("dtype", list(TOLERANCES))
+@pytest.mark.parametrize(("dtype", "tied"), [("float32", True), *((dtype, False) for dtype in TOLERANCES)])
 def test_five_levels_of_a_pyramid(gpu, dtype, tied):
     """A fifth of the anchors of 800 × 1088 px: the reference is slow."""
     run_and_compare(gpu, [32640, 8160, 2040, 525, 135], dtype, tied=tied)

@@ -24,6 +24,7 @@ _OUTPUTS = {  # type (None: of the first input) and rank
     "RegionRoiAlign": ((None, 5),),
     "RegionRoiPool": ((None, 5),),
     "RegionPyramidPool": ((None, 3),),
+    "RegionWarp": ((None, 5),),
     "RegionProposals": ((_FLOAT, 3), (_FLOAT, 2), (_INT, 1)),
     "RegionDetections": ((_INT, 1), (_FLOAT, 3), (_FLOAT, 2), (_INT, 2), (_INT, 2), (_INT, 1)),
     "RegionMaxPool": ((None, 4), (_INT, 4)),
@@ -82,6 +83,14 @@ def _pyramid_pool_on_cpu(inputs, attributes):
     return [native.pyramid_pool(last, rois, counts, out=out, **attributes)]
 
 
+def _warp_on_cpu(inputs, attributes):
+    images, rois, counts = inputs
+    size = attributes["output_height"], attributes["output_width"]
+    last = np.ascontiguousarray(images.transpose(0, 2, 3, 1))
+    out = np.full((*rois.shape[:2], images.shape[1], *size), np.nan, images.dtype)
+    return [native.warp(last, rois, counts, output_size=size, context=attributes["context"], out=out)]
+
+
 def _nms_on_cpu(inputs, attributes):
     return [native.nms(*inputs, iou_threshold=attributes["iou_threshold"], out=np.ones(inputs[1].shape, bool))]
 
@@ -129,6 +138,7 @@ _ON_CPU: dict[str, Callable] = {
     "RegionRoiAlign": _roi_align_on_cpu,
     "RegionRoiPool": _roi_pool_on_cpu,
     "RegionPyramidPool": _pyramid_pool_on_cpu,
+    "RegionWarp": _warp_on_cpu,
     "RegionNms": _nms_on_cpu,
     "RegionProposals": _proposals_on_cpu,
     "RegionDetections": _detections_on_cpu,

@@ -19,8 +19,9 @@ ATTRIBUTES = {
     },
     "RegionRoiPool": {"spatial_scale": 0.25, "output_height": 3, "output_width": 2},
     "RegionPyramidPool": {"spatial_scale": 0.25, "bins": [4, 2, 1]},
+    "RegionWarp": {"output_height": 9, "output_width": 7, "context": 2},
 }  # fmt: skip
-SHAPES = {"RegionRoiAlign": (5, 3, 2), "RegionRoiPool": (5, 3, 2), "RegionPyramidPool": (105,)}
+SHAPES = {"RegionRoiAlign": (5, 3, 2), "RegionRoiPool": (5, 3, 2), "RegionPyramidPool": (105,), "RegionWarp": (5, 9, 7)}
 COUNTS = np.array([4, 0, 7], np.int32)
 SLOTS = 9
 
@@ -95,7 +96,12 @@ def expected(op: str) -> np.ndarray:
     feature, rois = inputs()
     first = feature.transpose(0, 3, 1, 2)
     options = dict(ATTRIBUTES[op])
-    name = {"RegionRoiAlign": "roi_align", "RegionRoiPool": "roi_pool", "RegionPyramidPool": "pyramid_pool"}[op]
+    name = {
+        "RegionRoiAlign": "roi_align",
+        "RegionRoiPool": "roi_pool",
+        "RegionPyramidPool": "pyramid_pool",
+        "RegionWarp": "warp",
+    }[op]
     reference = getattr(importlib.import_module(f"regionrt.plugins.{name}.reference"), name)
     if "output_height" in options:
         options["output_size"] = options.pop("output_height"), options.pop("output_width")
