@@ -96,7 +96,7 @@ class Calls(TorchDispatchMode):
 
 @pytest.mark.parametrize("layers", ["eager", "folded", "fused"])
 def test_nothing_in_a_run_waits_for_the_gpu_or_brings_values_from_the_host(module: nn.Module, layers: str) -> None:
-    """Else it could not be captured: no value is read, no size depends on one, no tensor is made of Python's numbers."""
+    """Else it could not be captured. As far as torch's dispatcher shows it: `tolist` passes by there."""
     staged = TorchStaged(module, Idle(cpu_kernels()._kernels, lambda: 0), 1, SIZE, DenseForm(torch.float32, layers))
     staged.found.labels.fill_(-1)
     with Calls() as calls:
