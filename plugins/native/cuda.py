@@ -175,7 +175,7 @@ def report(uses: list[KernelUse], compiler: str) -> str:
         f"Written by `python plugins/native/cuda.py` with {compiler}. Registers per thread by",
         "architecture; `+n`: bytes spilled.",
         "None may spill for sm_80 to sm_90, and RoIAlign may take 64 registers at most: the build fails otherwise.",
-        "They are tested on the CPU, thread by thread (`tests/plugins/test_*kernel*.py`), and on a GPU where there is one",
+        "They are tested on the CPU, thread by thread (`tests/plugins/test_*kernel*.py`), and on a GPU where one is",
         "(`python3 -m pytest tests/gpu -m gpu`, `make gpu`).",
         "",
         "| kernel | shared bytes | " + " | ".join(f"sm_{a}" for a in ARCHITECTURES) + " |",
