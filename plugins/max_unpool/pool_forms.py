@@ -27,7 +27,11 @@ def native(op, inputs, attributes):
     if kernel != stride:
         return portable(op, inputs, attributes)
     values, flat = op.MaxPool(
-        _narrow_types(op, x), kernel_shape=[kernel, kernel], strides=[stride, stride], ceil_mode=int(ceil_mode), _outputs=2
+        _narrow_types(op, x),
+        kernel_shape=[kernel, kernel],
+        strides=[stride, stride],
+        ceil_mode=int(ceil_mode),
+        _outputs=2,
     )
     width = side(op, x, 3)
     first = first_cells(op, flat, side(op, x, 2), width, stride)
