@@ -115,7 +115,8 @@ def export_bundle(
                 models |= {_stage_file(stage): stage.model for stage in dense}
                 artifacts += _staged(abstract, dense, between, options.precision, canvas)
                 constants: dict[str, Any] = {k: v for op in between for k, v in op.constants.items()}
-                np.savez(folder / CONSTANTS, **constants)
+                if constants:
+                    np.savez(folder / CONSTANTS, **constants)
             else:
                 models[f"{form}.onnx"] = lower(abstract, form)
                 artifacts.append(_artifact(f"{form}.onnx", abstract, options.precision, canvas))
@@ -202,7 +203,8 @@ def _artifact(file: str, model: ir.Model, precision: str, canvas: Canvas) -> Art
 def _staged(
     model: ir.Model, dense: Sequence[Stage], between: Sequence[OpBetween], precision: str, canvas: Canvas
 ) -> list[Artifact]:
-    files = (*map(_stage_file, dense), WEIGHTS, CONSTANTS)
+    constants = (CONSTANTS,) if any(op.constants for op in between) else ()
+    files = (*map(_stage_file, dense), WEIGHTS, *constants)
     described = {
         "stages": tuple(stage.to_json(_stage_file(stage)) for stage in dense),
         "ops_between": tuple(op.to_json() for op in between),

@@ -34,6 +34,11 @@ class LocalisationEvaluation:
     labels: tuple[str, ...]
     split: str
 
+    @property
+    def by_image(self) -> np.ndarray:
+        """What was found, image by image."""
+        return self.images
+
     def resampled(self, weights: np.ndarray) -> dict[str, np.ndarray]:
         """The metrics on resamples: weights int [R, I], how often each image is drawn -> float64 [R] each."""
         known = ~np.isnan(self.images[:, 0])

@@ -43,6 +43,11 @@ class SemanticEvaluation:
     labels: tuple[str, ...]
     split: str
 
+    @property
+    def by_image(self) -> np.ndarray:
+        """What was found, image by image."""
+        return self.confusion
+
     def resampled(self, weights: np.ndarray) -> dict[str, np.ndarray]:
         """The metrics on resamples: weights int [R, I], how often each image is drawn -> float64 [R] each."""
         drawn = np.tensordot(weights, self.confusion, axes=1)  # [R, K, K]

@@ -35,8 +35,8 @@ class Task:
     are (epoch, index). losses: (module, *batch) -> losses by name. eager: (module, images, image_sizes, stages=…) ->
     values by name. thresholds_of: (module) -> what stands in a manifest. predictor: what makes results of them.
     evaluate: (predict, data) -> figures. resampled: (evaluation, data, image ids, weights [R, I]) -> metrics [R].
-    judged_by: the metric that best.pt has most of. contract: metrics that --max-drop is about. per_class: figures of
-    each class that are shown. counted: what `objects` of a class counts.
+    same: whether two evaluations found the same. judged_by: the metric that best.pt has most of. contract: metrics that
+    --max-drop is about. per_class: figures of each class that are shown. counted: what `objects` of a class counts.
     """
 
     name: str
@@ -50,6 +50,7 @@ class Task:
     predictor: type[Predictor]
     evaluate: Callable[..., Any]
     resampled: Callable[[Any, Any, Any, np.ndarray], dict[str, np.ndarray]]
+    same: Callable[[Any, Any], bool]
     judged_by: str
     contract: tuple[str, ...]
     per_class: tuple[str, ...]
@@ -58,6 +59,14 @@ class Task:
 
 def _of_detections(evaluation: Any, data: Any, image_ids: Any, weights: np.ndarray) -> dict[str, np.ndarray]:
     return match_predictions(data, evaluation.predictions, image_ids).ap(weights)
+
+
+def _same_predictions(one: Any, other: Any) -> bool:
+    return one.predictions == other.predictions
+
+
+def _same_images(one: Any, other: Any) -> bool:
+    return np.array_equal(one.by_image, other.by_image, equal_nan=True)
 
 
 def _of_images(evaluation: Any, data: Any, image_ids: Any, weights: np.ndarray) -> dict[str, np.ndarray]:
@@ -77,6 +86,7 @@ def _boxes(name: str, masks: bool) -> Task:
         predictor=Predictor,
         evaluate=evaluate,
         resampled=_of_detections,
+        same=_same_predictions,
         judged_by="mask_AP" if masks else "AP",
         contract=("AP", "mask_AP"),
         per_class=("AP", "AP50"),
@@ -98,6 +108,7 @@ TASKS: dict[str, Task] = {
         predictor=SegmentationPredictor,
         evaluate=evaluate_maps,
         resampled=_of_images,
+        same=_same_images,
         judged_by="mIoU",
         contract=("mIoU",),
         per_class=("IoU", "accuracy"),
@@ -115,6 +126,7 @@ TASKS: dict[str, Task] = {
         predictor=Predictor,
         evaluate=evaluate_localiser,
         resampled=_of_images,
+        same=_same_images,
         judged_by="localisation",
         contract=("localisation",),
         per_class=("localisation", "IoU"),

@@ -128,6 +128,8 @@ def test_signals_stop_as_usual_and_the_run_goes_on(number, stop, tmp_path):
     options = QUICK | {"epochs": 2, "evaluate_every": 0}
 
     def kill(row):
+        if "epoch" not in row:
+            return
         os.kill(os.getpid(), number)
 
     with pytest.raises(stop) as caught:
