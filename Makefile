@@ -4,12 +4,17 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 NATIVE := runtime/native/libregionrt.so
+KERNELS := runtime/gpu/sources/roi_align.cu
+KERNEL_SOURCES := $(wildcard plugins/*.h plugins/*/*.h plugins/*/*.cuh plugins/*/*.cu) plugins/native/cuda.py
 NATIVE_SOURCES := $(wildcard plugins/*.h plugins/*/*.h plugins/*/*.cpp) plugins/native/build.py
 
-.PHONY: help setup native demo test lint format constraints clean
+.PHONY: help setup native gpu demo test lint format constraints clean
 
 help:
-	@echo "make native       the CPU ops, compiled anew where their sources changed (needs a C++ compiler)"
+	@echo "make native       the CPU ops, compiled anew where their sources changed (needs a C++ compiler), and the CUDA"
+	@echo "                  kernels' sources where the runtime compiles them from"
+	@echo "make gpu          our CUDA kernels on this machine's NVIDIA GPU, beside PyTorch: bench/results/gpu-<device>.md; needs"
+	@echo "                  no environment, only torch, torchvision, cuda-python and NVRTC in \$$(PYTHON)"
 	@echo "make demo         the whole road on data it makes itself; the results go to demo/"
 	@echo "make test         all tests"
 	@echo "make lint         ruff and mypy"
@@ -28,10 +33,17 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[all]"
 	@touch $(READY)
 
-native: $(NATIVE)
+native: $(KERNELS) $(NATIVE)
+
+$(KERNELS): $(KERNEL_SOURCES)
+	@$(PYTHON) plugins/native/cuda.py --sources
+	@touch $@
 
 $(NATIVE): $(NATIVE_SOURCES)
 	@$(PYTHON) plugins/native/build.py
+
+gpu: $(KERNELS)
+	$(PYTHON) -m regionrt.bench.suites.gpu --out bench/results
 
 demo: $(READY)
 	$(BIN)/regionrt demo --out demo
@@ -59,4 +71,4 @@ constraints:
 	@rm -f .pins .resolved
 
 clean:
-	rm -rf $(VENV) $(NATIVE) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(NATIVE) runtime/gpu/sources build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -3,10 +3,13 @@
 `python plugins/native/cuda.py` compiles every kernel for every architecture with nvcc and writes docs/kernels.md; it
 fails when a kernel spills where it must not, or RoIAlign takes more than 64 registers. PTX of CUDA 13 is refused by
 drivers of CUDA 12, so it is made by the NVRTC of the target's own CUDA (wheel `nvidia-cuda-nvrtc`; needs no GPU).
+`python plugins/native/cuda.py --sources [FOLDER]` puts the kernels' sources where the runtime compiles them from
+(default: runtime/gpu/sources beside plugins/); needs nothing but the standard library.
 """
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -19,6 +22,8 @@ from typing import Any
 
 PLUGINS = Path(__file__).resolve().parent.parent
 REPORT = PLUGINS.parent / "docs" / "kernels.md"
+SOURCES = PLUGINS.parent / "runtime" / "gpu" / "sources"
+FLAGS_LINE = "// nvrtc:"  # what the runtime reads the flags from
 ARCHITECTURES = ("75", "80", "86", "87", "89", "90", "100", "110", "120")
 WITHOUT_SPILLS = ("80", "86", "87", "89", "90")
 MOST_REGISTERS = {"roi_align": 64}
@@ -67,6 +72,19 @@ def _inlined(path: Path, seen: set[Path]) -> str:
         elif line != "#pragma once":
             lines.append(line)
     return "\n".join(lines) + "\n"
+
+
+def write_sources(folder: Path = SOURCES) -> None:
+    """`<op>.cu` for each op in `folder`: its flags in the first line, then its kernels as one text."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for op, flags in FLAGS.items():
+        text = f"{FLAGS_LINE} {' '.join(('--std=c++17', *flags))}\n{source(op)}"
+        target = folder / f"{op}.cu"
+        if target.is_file() and target.read_text(encoding="utf-8") == text:
+            continue
+        beside = folder / f".{op}.cu.{os.getpid()}"
+        beside.write_text(text, encoding="utf-8")
+        os.replace(beside, target)
 
 
 @cache
@@ -164,7 +182,12 @@ def report(uses: list[KernelUse], compiler: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def main() -> None:
+def main(arguments: list[str]) -> None:
+    if arguments[:1] == ["--sources"]:
+        folder = Path(arguments[1]) if len(arguments) > 1 else SOURCES
+        write_sources(folder)
+        print(folder)
+        return
     uses = [use for op in FLAGS for a in ARCHITECTURES for use in compile_with_nvcc(op, a)]
     said = subprocess.run(["nvcc", "--version"], capture_output=True, text=True, check=False).stdout
     release = re.search(r"release [\d.]+, V[\d.]+", said)
@@ -177,6 +200,6 @@ def main() -> None:
 
 if __name__ == "__main__":
     try:
-        main()
+        main(sys.argv[1:])
     except KernelError as error:
         sys.exit(f"error: {error}")
