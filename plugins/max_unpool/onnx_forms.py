@@ -1,11 +1,13 @@
-"""RegionMaxUnpool in ONNX: its schema, and its native and portable forms. RegionMaxPool's stand in pool_forms.py."""
+"""RegionMaxUnpool in ONNX: its schema, and its one form, by comparisons. RegionMaxPool's stands in pool_forms.py.
 
-import numpy as np
-import onnx_ir as ir
+The standard MaxUnpool is in ONNX Runtime alone, for float32 on one CPU core, with indices that count within the whole
+batch: making those of places and unpooling takes as long. The native form is the portable one.
+"""
+
 from onnx.defs import OpSchema
 
 from ..schemas import FLOATS, INT32, attribute, domain_schema
-from .pool_forms import first_cells, side
+from .pool_forms import int32, known_sides, narrow_types, original_type
 from .reference import unpooled_from
 
 SCHEMA = domain_schema(
@@ -21,39 +23,21 @@ SCHEMA = domain_schema(
 )
 
 
-def native(op, inputs, attributes):
-    """By MaxUnpool, with indices made of the places. It is given no output shape, which runtimes read differently: its
-    map holds the windows whole, and is cut then. Windows with gaps between them: as `portable`."""
-    kernel, stride = attributes["kernel"], attributes["stride"]
-    if kernel != stride:
-        return portable(op, inputs, attributes)
-    x, argmax, like = _padded(op, inputs, kernel, stride)
-    height, width = (op.Mul(side(op, x, axis), stride) for axis in (2, 3))
-    known = op.And(op.GreaterOrEqual(argmax, _int32(op, 0)), op.Less(argmax, _int32(op, kernel * kernel)))
-    place = op.Cast(op.Where(known, argmax, _int32(op, 0)), to=7)
-    offset = op.Add(place, op.Mul(op.Div(place, kernel), op.Sub(width, kernel)))
-    flat = op.Add(offset, first_cells(op, x, height, width, stride))
-    values = op.Where(known, _selectable(op, x), 0.0)  # MaxUnpool has no float16 in ONNX Runtime
-    out = op.MaxUnpool(values, flat, kernel_shape=[kernel, kernel], strides=[stride, stride])
-    return [_cut(op, _original_type(op, out, x), like, stride)]
-
-
 def portable(op, inputs, attributes):
-    """By one comparison: [N, C, h, 1, w, 1] against the cells of a window [k, 1, k], then the axes joined to a map."""
+    """What belongs to each place, [N, C, h, w] each, interleaved by DepthToSpace."""
     kernel, stride = attributes["kernel"], attributes["stride"]
     x, argmax, like = _padded(op, inputs, kernel, stride)
-    cells = np.arange(kernel * kernel, dtype=np.int32).reshape(kernel, 1, kernel)
-    here = op.Equal(op.Unsqueeze(argmax, [3, 5]), op.Constant(value=ir.tensor(cells)))
-    values = x if x.dtype == ir.DataType.FLOAT16 else _selectable(op, x)
-    spread = op.Where(here, op.Unsqueeze(values, [3, 5]), op.CastLike(0.0, values))  # [N, C, h, k, w, k]
-    if stride > kernel:
-        spread = op.Pad(spread, [0] * 9 + [stride - kernel, 0, stride - kernel])
-    sizes = [op.Mul(side(op, x, axis), stride) for axis in (2, 3)]
-    out = op.Reshape(spread, op.Concat(op.Shape(x, start=0, end=2), *sizes, axis=0))
-    return [_cut(op, out if values is x else _original_type(op, out, x), like, stride)]
+    zero = op.CastLike(0.0, x)
+    parts = [op.Where(op.Equal(argmax, int32(op, place)), x, zero) for place in range(kernel**2)]
+    if kernel < stride:
+        blank = op.Expand(zero, op.Shape(x))
+        cells = [(row, column) for row in range(stride) for column in range(stride)]
+        parts = [parts[row * kernel + column] if max(row, column) < kernel else blank for row, column in cells]
+    out = op.DepthToSpace(op.Concat(*parts, axis=1), blocksize=stride, mode="DCR")
+    return [original_type(op, _cut(op, out, like, stride), inputs[0])]
 
 
-FORMS = {"native": native, "portable": portable}
+FORMS = {"native": portable, "portable": portable}
 
 
 def _padded(op, inputs, kernel, stride):
@@ -61,10 +45,11 @@ def _padded(op, inputs, kernel, stride):
 
     Padding them and cutting the map is cheaper than padding the map.
     """
-    x, argmax, like = inputs
-    if known := _known_sides(x, like):
-        unpooled_from(*reversed(known), kernel, stride)
-        rest = [-(-length // stride) - windows for windows, length in zip(*known, strict=True)]
+    x, argmax, like = narrow_types(op, inputs[0]), *inputs[1:]
+    windows, sides = known_sides(argmax), known_sides(like)
+    if windows and sides:
+        unpooled_from(sides, windows, kernel, stride)
+        rest = [-(-length // stride) - count for count, length in zip(windows, sides, strict=True)]
         if not any(rest):
             return x, argmax, like
         pads = op.Constant(value_ints=[0] * 6 + rest)
@@ -74,27 +59,9 @@ def _padded(op, inputs, kernel, stride):
     return op.Pad(x, pads), op.Pad(argmax, pads), like
 
 
-def _known_sides(*values):
-    """(H, W) of each, where all are constants."""
-    sides = [tuple(value.shape[2:]) for value in values]
-    return sides if all(isinstance(length, int) for pair in sides for length in pair) else None
-
-
 def _cut(op, whole, like, stride):
     """The top left H × W of the map."""
-    known = _known_sides(like)
-    if known and not any(length % stride for length in known[0]):
+    sides = known_sides(like)
+    if sides and not any(length % stride for length in sides):
         return whole
-    return op.Slice(whole, [0, 0], op.Concat(side(op, like, 2), side(op, like, 3), axis=0), [2, 3])
-
-
-def _selectable(op, x):
-    return x if x.dtype == ir.DataType.FLOAT else op.Cast(x, to=1)
-
-
-def _original_type(op, value, x):
-    return value if x.dtype == ir.DataType.FLOAT else op.Cast(value, to=int(x.dtype))
-
-
-def _int32(op, value):
-    return op.Constant(value=ir.tensor(np.int32(value)))
+    return op.Slice(whole, [0, 0], op.Shape(like, start=2, end=4), [2, 3])

@@ -1,4 +1,8 @@
-"""RegionMaxPool in ONNX: its schema, and its native and portable forms."""
+"""RegionMaxPool in ONNX: its schema, and its one form, by comparisons.
+
+The standard MaxPool gives indices too, but ONNX Runtime's passes over NaN, takes twice as long with them, and TensorRT
+has none: the native form is the portable one.
+"""
 
 import numpy as np
 import onnx_ir as ir
@@ -16,96 +20,67 @@ SCHEMA = domain_schema(
 )
 
 
-def native(op, inputs, attributes):
-    """By MaxPool with indices, which count within the whole batch: each less that of its window's first cell.
-
-    ONNX Runtime's MaxPool passes over NaN. Windows with gaps between them: as `portable`, because runtimes differ in
-    how many of those ceil_mode gives.
-    """
-    (x,) = inputs
-    kernel, stride, ceil_mode = _checked(x, attributes)
-    if kernel != stride:
-        return portable(op, inputs, attributes)
-    values, flat = op.MaxPool(
-        _narrow_types(op, x),
-        kernel_shape=[kernel, kernel],
-        strides=[stride, stride],
-        ceil_mode=int(ceil_mode),
-        _outputs=2,
-    )
-    width = side(op, x, 3)
-    first = first_cells(op, flat, side(op, x, 2), width, stride)
-    offset = op.Clip(op.Sub(flat, first), op.Constant(value_int=0))  # a window of −inf or NaN alone has no index
-    row = op.Div(offset, width)
-    place = op.Sub(offset, op.Mul(row, op.Sub(width, kernel)))
-    return [_original_type(op, values, x), op.Cast(place, to=6)]
-
-
 def portable(op, inputs, attributes):
-    """By comparisons: the windows' first cells, then their second, …, each a slice of the map."""
+    """The windows' first cells against their second, the larger against their third, and so on."""
     (x,) = inputs
-    kernel, stride, ceil_mode = _checked(x, attributes)
-    cells = _narrow_types(op, x)
-    if ceil_mode and not _fits(x, kernel, stride):  # nothing beyond the edge is larger than what is inside
+    kernel, stride, ceil_mode = attributes["kernel"], attributes["stride"], bool(attributes["ceil_mode"])
+    known = known_sides(x)
+    for length in known or (kernel,):
+        window_count(length, kernel, stride, ceil_mode)
+    cells = narrow_types(op, x)
+    if ceil_mode and not (known and _whole(known, kernel, stride)):  # nothing beyond the edge is larger than the inside
         beyond = op.CastLike(op.Constant(value_float=float("-inf")), cells)
         cells = op.Pad(cells, [0, 0, 0, 0, 0, 0, kernel - 1, kernel - 1], beyond)
-
-    def slice_from(row, column):
-        ends = [start + 1 - kernel or np.iinfo(np.int64).max for start in (row, column)]  # whole windows only
-        return op.Slice(cells, [row, column], ends, [2, 3], [stride, stride])
-
-    best = slice_from(0, 0)
-    place = op.Expand(op.Constant(value=ir.tensor(np.int32(0))), op.Shape(best))
-    for index in range(1, kernel * kernel):
-        value = slice_from(index // kernel, index % kernel)
+    best, *others = _cells_of_windows(op, cells, kernel, stride, bool(known) and _whole(known, kernel, stride))
+    place = op.Expand(int32(op, 0), op.Shape(best))
+    for index, value in enumerate(others, start=1):
         better = op.Or(op.Greater(value, best), op.IsNaN(value))
         best = op.Where(better, value, best)
-        place = op.Where(better, op.Constant(value=ir.tensor(np.int32(index))), place)
-    return [_original_type(op, best, x), place]
+        place = op.Where(better, int32(op, index), place)
+    return [original_type(op, best, x), place]
 
 
-FORMS = {"native": native, "portable": portable}
+FORMS = {"native": portable, "portable": portable}
 
 
-def side(op, value, axis):
-    """The length of one axis as int64 [1], a constant where it is known."""
-    length = value.shape[axis] if value.shape is not None else None
-    if isinstance(length, int):
-        return op.Constant(value_ints=[length])
-    return op.Shape(value, start=axis, end=axis + 1)
+def _cells_of_windows(op, cells, kernel, stride, whole):
+    """The windows' first cells [N, C, h, w], their second, …"""
+    if kernel == stride:  # faster than as many slices
+        if not whole:
+            sides = op.Mul(op.Div(op.Shape(cells, start=2, end=4), stride), stride)
+            cells = op.Slice(cells, [0, 0], sides, [2, 3])
+        apart = op.SpaceToDepth(cells, blocksize=kernel)  # [N, k·k·C, h, w]
+        parts = op.Split(apart, axis=1, num_outputs=kernel**2, _outputs=kernel**2)
+        return parts if kernel > 1 else [parts]
+    starts = [divmod(index, kernel) for index in range(kernel**2)]
+    beyond = np.iinfo(np.int64).max
+    return [
+        op.Slice(cells, start, [at + 1 - kernel or beyond for at in start], [2, 3], [stride, stride])  # whole ones only
+        for start in map(list, starts)
+    ]
 
 
-def first_cells(op, windows, height, width, stride):
-    """int64 [N, C, h, w]: where in a whole batch of maps [N, C, height, width] each of the `windows` [N, C, h, w] begins."""
-
-    def steps(axis, step, shape):
-        places = op.Range(0, op.Squeeze(side(op, windows, axis)), 1)
-        return op.Reshape(op.Mul(places, step), shape)
-
-    plane = op.Mul(height, width)
-    image = steps(0, op.Mul(plane, side(op, windows, 1)), [-1, 1, 1, 1])
-    corner = op.Add(steps(2, op.Mul(width, stride), [1, 1, -1, 1]), steps(3, [stride], [1, 1, 1, -1]))
-    return op.Add(op.Add(image, steps(1, plane, [1, -1, 1, 1])), corner)
+def known_sides(x):
+    """(H, W) where both are constants, else None."""
+    sides = tuple(x.shape[2:])
+    return sides if all(isinstance(length, int) for length in sides) else None
 
 
-def _checked(x, attributes):
-    """kernel, stride, ceil_mode; ValueError where the map's size, if known, has no windows."""
-    kernel, stride, ceil_mode = attributes["kernel"], attributes["stride"], bool(attributes["ceil_mode"])
-    for length in x.shape[2:]:
-        window_count(length if isinstance(length, int) else kernel, kernel, stride, ceil_mode)
-    return kernel, stride, ceil_mode
+def _whole(sides, kernel, stride):
+    """Whether no window hangs over the edge and no rest is left."""
+    return kernel == stride and not any(length % stride for length in sides)
 
 
-def _fits(x, kernel, stride):
-    """Whether both sides are known, and no window hangs over the edge."""
-    sides = [length for length in x.shape[2:] if isinstance(length, int)]
-    return len(sides) == 2 and all(-(-length // stride) == (length - kernel) // stride + 1 for length in sides)
-
-
-def _narrow_types(op, x):
-    """ONNX Runtime compares no bf16: float32 then, which selects the same."""
+def narrow_types(op, x):
+    """bf16 as float32, which selects the same: ONNX Runtime neither compares nor pads bf16."""
     return op.Cast(x, to=1) if x.dtype == ir.DataType.BFLOAT16 else x
 
 
-def _original_type(op, value, x):
-    return op.Cast(value, to=16) if x.dtype == ir.DataType.BFLOAT16 else value
+def original_type(op, value, x):
+    """`value`, computed from `narrow_types(x)`, in the type of `x`."""
+    return op.Cast(value, to=int(x.dtype)) if x.dtype == ir.DataType.BFLOAT16 else value
+
+
+def int32(op, value):
+    """A constant."""
+    return op.Constant(value=ir.tensor(np.asarray(value, np.int32)))

@@ -34,6 +34,7 @@ FLAGS = {
     "proposals": ("--fmad=false",),
     "detections": ("--fmad=false",),
     "mask_paste": ("--fmad=false",),
+    "max_unpool": (),
 }
 
 

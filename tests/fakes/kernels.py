@@ -47,8 +47,8 @@ _one_at_a_time = threading.Lock()
 
 def find(name: str) -> Kernel:
     """The kernel of this name, of whichever op."""
-    op = max((op for op in OPS if name.startswith(op)), key=len)
-    loaded = library(op)
+    named = sorted(OPS, key=lambda op: (not name.startswith(op), -len(op)))  # most are named after their op
+    loaded = next(found for found in map(library, named) if hasattr(found, f"launch_{name}"))
     sizes = (ctypes.c_int32 * MOST_PARAMETERS)()
     count = getattr(loaded, f"parameters_{name}")(sizes)
     return Kernel(name, loaded, tuple(sizes[:count]))
