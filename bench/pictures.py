@@ -31,8 +31,10 @@ def pictures(
     """`count` of the photos with the detections above `score` of every predictor (the first is the reference).
 
     Chosen are the photo on which the first and the last predictor disagree most (if they do), then those with most
-    detections.
+    detections. Without a predictor (nothing ran here) there are none.
     """
+    if not predictors:
+        return ()
     found = {name: [predict(photo).above(score) for photo in photos] for name, predict in predictors.items()}
     (first, *_), last = found.values(), list(found.values())[-1]
     apart = [disagreement(a, b) for a, b in zip(first, last, strict=True)]

@@ -19,6 +19,7 @@ from regionrt.runtime.backends.cuda import open_cuda
 from regionrt.runtime.gpu import detections, masks, nms, proposals, roi_align
 from regionrt.runtime.gpu.arrays import GpuArray
 from regionrt.runtime.gpu.kernels import Kernels, Launch
+from regionrt.train.models.region import MAX_CANDIDATES
 
 _TYPES = {
     torch.float32: "float32",
@@ -85,6 +86,8 @@ class TorchKernels:
         *,
         scales: Sequence[float],
         sampling_ratio: int = 2,
+        canonical_scale: float = 224,
+        canonical_level: int = 4,
         channels_last: bool = False,
     ) -> Prepared:
         """maps [N, C, H, W] each, with `channels_last` in that memory format; rois [N, P, 4]; out [N, P, C, h, w], or
@@ -93,7 +96,8 @@ class TorchKernels:
         bins = (out.shape[2], out.shape[3]) if channels_last else (out.shape[3], out.shape[4])
         launches = roi_align.roi_align(
             self._kernels, levels, array(rois), array(counts), array(out),
-            spatial_scales=scales, output_size=bins, sampling_ratio=sampling_ratio, channels_last=channels_last,
+            spatial_scales=scales, output_size=bins, sampling_ratio=sampling_ratio,
+            canonical_scale=canonical_scale, canonical_level=canonical_level, channels_last=channels_last,
         )  # fmt: skip
         return self._prepared(launches, maps, rois, counts, out)
 
@@ -117,6 +121,7 @@ class TorchKernels:
         iou_threshold: float,
         score_threshold: float = 0.0,
         min_size: float = 1e-3,
+        box_weights: Sequence[float] = (1.0, 1.0, 1.0, 1.0),
     ) -> Prepared:
         """Per level objectness [N, A] (logits), deltas [N, A, 4], anchors float32 [A, 4]; image_sizes int32 [N, 2]."""
         size = proposals.proposals_workspace(len(image_sizes), [len(level) for level in anchors], pre_nms)
@@ -134,6 +139,7 @@ class TorchKernels:
             iou_threshold=iou_threshold,
             score_threshold=score_threshold,
             min_size=min_size,
+            box_weights=box_weights,
         )
         return self._prepared(launches, objectness, deltas, anchors, image_sizes, out, workspace)
 
@@ -148,7 +154,8 @@ class TorchKernels:
         *,
         score_threshold: float,
         iou_threshold: float,
-        candidates: int = 3840,
+        candidates: int = MAX_CANDIDATES,
+        box_weights: Sequence[float] = (10.0, 10.0, 5.0, 5.0),
     ) -> Prepared:
         """class_logits [N, P, K + 1], box_deltas [N, P, 4(K + 1)], rois [N, P, 4], counts [N], image_sizes [N, 2]."""
         images, rows, columns = class_logits.shape
@@ -167,6 +174,7 @@ class TorchKernels:
             iou_threshold=iou_threshold,
             max_detections=out.boxes.shape[1],
             candidates=candidates,
+            box_weights=box_weights,
         )
         return self._prepared(launches, class_logits, box_deltas, rois, counts, image_sizes, out, workspace)
 

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.image_list import ImageList
 
+from regionrt.train.models.region import MAX_CANDIDATES
+
 from .errors import BenchError
 from .fused_layers import fuse
 from .torch_kernels import TorchKernels, detection_buffers, proposal_buffers
@@ -38,10 +40,17 @@ class TorchStaged:
     on torch's current stream and leaves `found` and, for Mask R-CNN, `masks` float32 [N, D, M, M] (probabilities).
 
     module: Faster or Mask R-CNN of torchvision's parts, in eval mode; a copy of it is taken. BenchError for another.
+    candidates: (RoI, class) pairs per image that enter the last NMS at most.
     """
 
     def __init__(
-        self, module: nn.Module, kernels: TorchKernels, batch: int, size: tuple[int, int], form: DenseForm
+        self,
+        module: nn.Module,
+        kernels: TorchKernels,
+        batch: int,
+        size: tuple[int, int],
+        form: DenseForm,
+        candidates: int = MAX_CANDIDATES,
     ) -> None:
         heads = module.roi_heads
         if not isinstance(heads.box_head, TwoMLPHead) or not isinstance(heads.box_predictor, FastRCNNPredictor):
@@ -51,7 +60,7 @@ class TorchStaged:
         if form.layers != "eager":
             made = fuse(made, in_cudnn=form.layers == "fused")
         self.module = made.to(device, form.dtype).to(memory_format=torch.channels_last).eval()
-        self.form, self._kernels = form, kernels
+        self.form, self._kernels, self._candidates = form, kernels, candidates
         _take_channels_last(self.module.roi_heads.box_head.fc6, heads.box_roi_pool.output_size)
         self.images = torch.zeros(batch, *size, 3, dtype=torch.uint8, device=device)
         self.image_sizes = torch.tensor([size] * batch, dtype=torch.int32, device=device)
@@ -112,6 +121,7 @@ class TorchStaged:
             self._objectness, self._deltas, self._anchors, self.image_sizes, self.proposals,
             pre_nms=self._rpn._pre_nms_top_n["testing"], iou_threshold=self._rpn.nms_thresh,
             score_threshold=self._rpn.score_thresh, min_size=self._rpn.min_size,
+            box_weights=self._rpn.box_coder.weights,
         )()  # fmt: skip
 
     def _pool(self) -> None:
@@ -129,6 +139,7 @@ class TorchStaged:
         self._kernels.detections(
             self._class_logits, self._box_deltas, self.proposals.rois, self.proposals.counts, self.image_sizes,
             self.found, score_threshold=self._heads.score_thresh, iou_threshold=self._heads.nms_thresh,
+            box_weights=self._heads.box_coder.weights, candidates=self._candidates,
         )()  # fmt: skip
 
     def _pool_masks(self) -> None:
@@ -150,7 +161,8 @@ class TorchStaged:
         out = torch.empty(*rois.shape[:2], *pool.output_size, maps[0].shape[1], dtype=maps[0].dtype, device=rois.device)
         self._kernels.roi_align(
             maps, rois, counts, out, scales=[self._scales[i] for i in read],
-            sampling_ratio=pool.sampling_ratio, channels_last=True,
+            sampling_ratio=pool.sampling_ratio, canonical_scale=pool.canonical_scale,
+            canonical_level=pool.canonical_level, channels_last=True,
         )()  # fmt: skip
         return out
 

@@ -114,7 +114,8 @@ def _part(tell: Progress, step: str) -> Progress:
 
 
 def _targets_here(export: ExportOptions) -> tuple[str, ...]:
-    buildable = "portable" in export.forms and find_spec(TARGETS["tensorrt-rtx"].module) is not None
+    whole = {"portable", "plugin"} & set(export.forms)
+    buildable = whole and find_spec(TARGETS["tensorrt-rtx"].module) is not None
     return ("tensorrt-rtx",) if buildable else ()
 
 

@@ -93,7 +93,10 @@ def export(
     labels: Labels = None,
     precision: Annotated[str, typer.Option(help="fp32, fp16 (for GPUs), or bf16 (for CPUs that have it)")] = "fp32",
     ops: Annotated[
-        str | None, typer.Option(help="forms of our ops: staged,native,portable; default: all of the precision's")
+        str | None,
+        typer.Option(
+            help="forms of our ops: staged,native,portable,plugin; default: all of the precision's but plugin"
+        ),
     ] = None,
     size: Size = None,
     dynamic: Annotated[bool, typer.Option("--dynamic", help="any size up to --size, in steps of the stride")] = False,

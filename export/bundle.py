@@ -29,11 +29,18 @@ from .thresholds import MAX_TOP_K, thresholds_of, with_thresholds
 from .to_onnx import onnx_from_module
 from .weights import write_models
 
-FORMS = {"fp32": ("staged", "native", "portable"), "fp16": ("native", "portable"), "bf16": ("staged",)}
+FORMS = {
+    "fp32": ("staged", "native", "portable", "plugin"),
+    "fp16": ("native", "portable", "staged", "plugin"),
+    "bf16": ("staged",),
+}
 """By precision: the forms of our ops that can express it, in the order in which the runtime tries them."""
 PRECISIONS = tuple(FORMS)
-STAGED_BACKENDS = {"fp32": ("openvino", "onnxruntime"), "bf16": ("openvino",)}
-"""What can run dense stages in a precision. bf16 is what the engine computes in: the weights in the file are fp32."""
+_ASKED_FOR = {("fp16", "staged"), ("fp32", "plugin"), ("fp16", "plugin")}
+"""Forms that are exported only where they are named: nothing runs them before engines are built from them."""
+STAGED_BACKENDS = {"fp32": ("openvino", "onnxruntime"), "fp16": ("tensorrt-rtx",), "bf16": ("openvino",)}
+"""What can run dense stages in a precision. bf16 is what the engine computes in: the weights in the file are fp32. A
+CPU would compute fp16 in fp32, which is not what was asked: those stages are for engines, of either TensorRT."""
 DENSE_TASKS = ("segmentation", "localisation")
 """Nets without regions: no thresholds, no ops between stages."""
 WEIGHTS = "weights.bin"
@@ -46,7 +53,7 @@ class ExportOptions:
     """What is fixed at export. None: the model's own. Sizes are (height, width) in pixels, multiples of the stride."""
 
     precision: str = "fp32"
-    ops: tuple[str, ...] | None = None  # forms of our ops, in the order in which the runtime tries them; None: all
+    ops: tuple[str, ...] | None = None  # forms of our ops, in the order in which the runtime tries them; None: usual
     size: tuple[int, int] | None = None
     dynamic: bool = False  # any size up to `size`, in steps of the stride
     score: float | None = None
@@ -60,7 +67,7 @@ class ExportOptions:
         if self.precision not in PRECISIONS:
             raise ExportError(f"expected a precision of {', '.join(PRECISIONS)}, found {self.precision!r}")
         known = FORMS[self.precision]
-        given = known if self.ops is None else self.ops
+        given = self.forms
         if not given or len(set(given)) != len(given) or not set(given) <= set(known):
             raise ExportError(
                 f"expected ops to name each of {', '.join(known)} at most once for {self.precision}, "
@@ -69,7 +76,9 @@ class ExportOptions:
 
     @property
     def forms(self) -> tuple[str, ...]:
-        return FORMS[self.precision] if self.ops is None else self.ops
+        if self.ops is not None:
+            return self.ops
+        return tuple(form for form in FORMS[self.precision] if (self.precision, form) not in _ASKED_FOR)
 
 
 def export_bundle(
@@ -100,6 +109,8 @@ def export_bundle(
     task = _task_of(module)
     _check_labels(module, names, task)
     thresholds, prepared, candidates = _thresholds(module, task, options)
+    if task.name in DENSE_TASKS and options.precision == "fp16" and "staged" in options.forms:
+        raise ExportError("fp16 staged: a net without regions is one stage: build engines from the form portable")
     canvas = task.canvas_of(module, options.size, options.dynamic)
     with replace_folder(out, is_bundle) as folder:
         tell("exporting to ONNX", 0.0)
@@ -197,7 +208,11 @@ def _check_labels(module: nn.Module, labels: Sequence[str], task: Task) -> None:
 
 
 def _artifact(file: str, model: ir.Model, precision: str, canvas: Canvas) -> Artifact:
-    return Artifact("onnxruntime", Path(file).stem, precision, (file, WEIGHTS), **_borders(model, canvas))
+    form = Path(file).stem
+    backend = (
+        "tensorrt-rtx" if form == "plugin" else "onnxruntime"
+    )  # as for fp16 stages: either TensorRT builds from it
+    return Artifact(backend, form, precision, (file, WEIGHTS), **_borders(model, canvas))
 
 
 def _staged(

@@ -21,9 +21,15 @@ from .nms import onnx_forms as nms_forms
 from .nms.torch_op import nms as nms_op
 from .proposals import onnx_forms as proposals_forms
 from .proposals.torch_op import proposals as proposals_op
+from .pyramid_pool import onnx_forms as pyramid_pool_forms
+from .pyramid_pool.torch_op import pyramid_pool as pyramid_pool_op
 from .roi_align import onnx_forms as roi_align_forms
 from .roi_align.torch_op import roi_align as roi_align_op
+from .roi_pool import onnx_forms as roi_pool_forms
+from .roi_pool.torch_op import roi_pool as roi_pool_op
 from .schemas import DOMAIN, OPSET, VERSION, register
+from .warp import onnx_forms as warp_forms
+from .warp.torch_op import warp as warp_op
 
 # (OpBuilder, inputs, attributes) -> outputs: writes the nodes of one form.
 Form = Callable[[Any, Sequence[Any], Mapping[str, Any]], Sequence[Any]]
@@ -51,6 +57,9 @@ OPS: dict[str, Op] = {
     op.name: op
     for op in (
         _op(roi_align_forms, roi_align_op),
+        _op(roi_pool_forms, roi_pool_op),
+        _op(pyramid_pool_forms, pyramid_pool_op),
+        _op(warp_forms, warp_op),
         _op(nms_forms, nms_op),
         _op(proposals_forms, proposals_op),
         _op(detections_forms, detections_op),
@@ -59,4 +68,7 @@ OPS: dict[str, Op] = {
     )
 }
 
-__all__ = ["DOMAIN", "OPS", "OPSET", "VERSION", "Form", "Op"]
+POOLINGS = frozenset({"RegionRoiAlign", "RegionRoiPool", "RegionPyramidPool", "RegionWarp"})
+"""Ops that give a row for each RoI. Their inputs are maps (images, for RegionWarp), rois, counts."""
+
+__all__ = ["DOMAIN", "OPS", "OPSET", "POOLINGS", "VERSION", "Form", "Op"]

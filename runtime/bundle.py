@@ -55,6 +55,13 @@ class Artifact:
     def __str__(self) -> str:
         return f"{self.backend} {self.form} {self.precision}"
 
+    @property
+    def engine_files(self) -> tuple[str, ...]:
+        """Those of `files` that are engines: built on a machine, for a machine."""
+        if self.engine is None:
+            return ()
+        return tuple(name for name in self.files if name.endswith(".engine")) or self.files[:1]
+
     def to_json(self) -> dict[str, Any]:
         data: dict[str, Any] = {"backend": self.backend, "form": self.form, "precision": self.precision}
         for name in ("files", "inputs", "outputs", "profiles", "stages", "ops_between"):
@@ -123,7 +130,7 @@ class Manifest:
         _expect(isinstance(data.get("versions", {}), Mapping), "manifest: versions", "an object", data.get("versions"))
         files = {name: _file_entry(name, entry) for name, entry in data["files"].items()}
         artifacts = tuple(Artifact.from_json(entry) for entry in data["artifacts"])
-        engines = {artifact.files[0] for artifact in artifacts if artifact.engine is not None}
+        engines = {name for artifact in artifacts for name in artifact.engine_files}
         for name, entry in files.items():
             if name in engines:
                 inside(folder, name)  # its own artefact's matter: it can be built again, `preflight` tells

@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 
-from regionrt.bench.environment import environment
+from regionrt.bench.environment import environment, without_folders
 from regionrt.bench.torch_kernels import TorchKernels, open_torch_kernels
 from regionrt.runtime.atomic import write_file_atomic
 from regionrt.runtime.errors import RegionRTError
@@ -69,7 +69,7 @@ def run_gpu(options: GpuOptions, keep: Callable[[GpuReport], object], tell: Call
     started = time.monotonic()
     seed = int.from_bytes(os.urandom(4), "little") if options.seed is None else options.seed
     properties = torch.cuda.get_device_properties(0)
-    command = "make gpu" if len(sys.argv) < 2 else f"python3 -m regionrt.bench.suites.gpu {' '.join(sys.argv[1:])}"
+    command = without_folders(f"python3 -m regionrt.bench.suites.gpu {' '.join(sys.argv[1:])}")
     report = GpuReport(properties.name, environment(usable_cores()), command, notes=[f"seed {seed}"])
     kernels = open_torch_kernels()
     clock, cache = GpuClock(), int(getattr(properties, "L2_cache_size", 64 << 20))
@@ -173,7 +173,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     print(to_terminal(report))
     print(*write(report, given.out), sep="\n")
-    return 0 if all(check.passed for check in report.correctness) else 1
+    failed = any(part in report.skipped for part in options.parts)
+    return 0 if not failed and all(check.passed for check in report.correctness) else 1
 
 
 if __name__ == "__main__":

@@ -126,7 +126,7 @@ def copy_bandwidth(seconds: float = 0.2, size: int = 1 << 30) -> float:
     return 2 * size / (timing.median_us * 1e-6)
 
 
-def copies_beyond_cache(bytes_of_one: int, cache_bytes: int, most: int = 32) -> int:
+def copies_beyond_cache(bytes_of_one: int, cache_bytes: int, most: int = 64) -> int:
     """How many copies of inputs are larger than twice the cache, at least 2, at most `most`."""
     return max(2, min(most, 2 * cache_bytes // max(bytes_of_one, 1) + 1))
 

@@ -19,6 +19,7 @@ from regionrt.bench.torch_kernels import TorchKernels
 from regionrt.bench.torch_requests import RequestForm, torch_request
 from regionrt.bench.torch_staged import DenseForm, TorchStaged
 from regionrt.train.models import build_model
+from regionrt.train.models.region import MAX_CANDIDATES
 
 from .gpu_clock import AGAIN, Candidate, Clock, captured
 from .gpu_inputs import pictures
@@ -74,6 +75,7 @@ class NetSetting:
     forms: Sequence[RequestForm] = FORMS
     layers: Sequence[str] = tuple(LAYERS)
     dtype: torch.dtype = torch.float16
+    candidates: int = MAX_CANDIDATES
     seed: int = 0
     options: dict[str, int] = field(default_factory=dict)
     compiled_seconds: float = field(default=0.0, init=False)
@@ -176,7 +178,7 @@ def _makers(
     def ours(layers: str) -> Runnable:
         torch.backends.cudnn.benchmark = True
         form = DenseForm(setting.dtype, layers)
-        staged = TorchStaged(module, setting.kernels, case.batch, case.size, form)
+        staged = TorchStaged(module, setting.kernels, case.batch, case.size, form, setting.candidates)
         return _in_a_graph(staged)
 
     def theirs(form: RequestForm) -> Runnable:
@@ -208,10 +210,10 @@ def _makers(
 
 def _in_a_graph(staged: TorchStaged) -> Runnable:
     """All stages in one graph; on a CPU, which has none, as they are."""
-    for _ in range(3):
-        staged.run()
     run: Callable[[], object] = staged.run
     if staged.images.is_cuda:
+        for _ in range(3):
+            staged.run()
         torch.cuda.synchronize()
         graph = captured(staged.run)
         run = graph.replay

@@ -15,7 +15,7 @@ def scattered_boxes(rng: np.random.Generator, count: int, size: tuple[int, int],
     the canvas, evenly spread on a logarithmic scale, so that every level of a pyramid is read."""
     height, width = size
     center = rng.uniform(0, 1, (count, 2)) * (width, height)
-    side = np.exp(rng.uniform(math.log(least), math.log(min(size) / 1.6), (count, 2)))
+    side = np.exp(rng.uniform(math.log(least), math.log(max(least, min(size) / 1.6)), (count, 2)))
     return _inside(center - side / 2, center + side / 2, size)
 
 

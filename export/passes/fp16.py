@@ -3,7 +3,7 @@
 import numpy as np
 import onnx_ir as ir
 
-from regionrt.plugins.ops import DOMAIN
+from regionrt.plugins.ops import DOMAIN, POOLINGS
 
 from ..errors import ExportError
 from .layers import LAYERS
@@ -24,8 +24,8 @@ def fp16(model: ir.Model) -> ir.Model:
     """A copy of the abstract `model` with its layers in fp16 and Casts at the borders.
 
     Requires typed values; graph inputs and outputs keep their types. A node is halved if it is a layer, or if it may
-    stand between layers and reads a halved value. RoIAlign reads the halved features as they are (RoIs stay fp32).
-    Raises ExportError when a weight does not fit into fp16, naming it.
+    stand between layers and reads a halved value. Ops that pool regions read the halved features as they are (RoIs stay
+    fp32). Raises ExportError when a weight does not fit into fp16, naming it.
     """
     half = model.clone()
     graph = half.graph
@@ -42,7 +42,7 @@ def fp16(model: ir.Model) -> ir.Model:
                 if value.dtype == _FLOAT:  # not the indices of a MaxPool
                     value.type = ir.TensorType(_HALF)  # a new type: clones share the old one
                     halved.add(value)
-        elif node.domain == DOMAIN and node.op_type == "RegionRoiAlign" and reads_half:
+        elif node.domain == DOMAIN and node.op_type in POOLINGS and reads_half:
             for i, value in enumerate(node.inputs[:-2]):  # the levels; after them come rois and counts
                 if value is not None and value not in halved:
                     node.replace_input_with(i, _as(graph, node, value, _HALF, casts))

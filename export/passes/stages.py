@@ -8,6 +8,8 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass
 
+from regionrt.plugins.ops import POOLINGS
+
 from ..errors import ExportError
 from .split import Unit, split
 
@@ -76,7 +78,7 @@ def stages(model: ir.Model, *, permute_weights: bool = False) -> tuple[list[Stag
     stages do not treat each RoI on its own.
     """
     units = split(model)
-    pooled = {name for unit in units if unit.op == "RegionRoiAlign" for name in unit.inputs[:-2]}
+    pooled = {name for unit in units if unit.op in POOLINGS for name in unit.inputs[:-2]}
     by_row = _values_by_row(units)
     dense = [_stage(unit, pooled, by_row, permute_weights) for unit in units if unit.op is None]
     return dense, [_op(unit) for unit in units if unit.op is not None]
@@ -97,7 +99,7 @@ def _values_by_row(units: Iterable[Unit]) -> set[str]:
     """Names of values [N, slots, …] whose rows belong to RoIs or detections."""
     found: set[str] = set()
     for unit in units:
-        if unit.op == "RegionRoiAlign" or (unit.op is None and any(name in found for name in unit.inputs)):
+        if unit.op in POOLINGS or (unit.op is None and any(name in found for name in unit.inputs)):
             found.update(unit.outputs)
     return found
 

@@ -45,7 +45,8 @@ def _padded(op, inputs, kernel, stride):
 
     Padding them and cutting the map is cheaper than padding the map.
     """
-    x, argmax, like = narrow_types(op, inputs[0]), *inputs[1:]
+    x, argmax, like = inputs
+    x = narrow_types(op, x)
     windows, sides = known_sides(argmax), known_sides(like)
     if windows and sides:
         unpooled_from(sides, windows, kernel, stride)

@@ -80,7 +80,8 @@ def _cells(argmax: Tensor, height: int, width: int, kernel: int, stride: int) ->
 
 def _gathered(x: Tensor, argmax: Tensor, kernel: int, stride: int) -> Tensor:
     """[N, C, h, w]: of `x` [N, C, H, W] what lies at the places; zero where there is none."""
-    cell, inside = _cells(argmax, *x.shape[2:], kernel, stride)
+    height, width = x.shape[2:]
+    cell, inside = _cells(argmax, height, width, kernel, stride)
     return torch.where(inside, x.flatten(2).gather(2, cell).view_as(argmax), 0)
 
 

@@ -30,6 +30,9 @@ MOST_REGISTERS = {"roi_align": 64}
 # What NMS keeps must not depend on fused multiply-add; RoIAlign only gains by it.
 FLAGS = {
     "roi_align": (),
+    "roi_pool": ("--fmad=false",),
+    "pyramid_pool": ("--fmad=false",),
+    "warp": (),
     "nms": ("--fmad=false",),
     "proposals": ("--fmad=false",),
     "detections": ("--fmad=false",),

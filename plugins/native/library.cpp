@@ -84,8 +84,8 @@ int32_t regionrt_use(const char* name) {
         return __atomic_load_n(&chosen, __ATOMIC_ACQUIRE)->name(call); \
     }
 #define REGIONRT_OPS(apply) \
-    apply(roi_align) apply(nms) apply(proposals) apply(detections) apply(paste) apply(extents) apply(rle) apply(resize) \
-    apply(max_pool) apply(max_unpool)
+    apply(roi_align) apply(roi_pool) apply(pyramid_pool) apply(warp) apply(nms) apply(proposals) apply(detections) \
+    apply(paste) apply(extents) apply(rle) apply(resize) apply(max_pool) apply(max_unpool)
 REGIONRT_OPS(REGIONRT_CALL)
 
 int64_t regionrt_sizeof(const char* function) {

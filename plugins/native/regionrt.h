@@ -34,6 +34,42 @@ typedef struct {
     int32_t threads;
 } regionrt_roi_align_call;
 
+// RoI max pooling (plugins/roi_pool).
+typedef struct {
+    const void* feature;    // [N, H, W, C] of `feature_type`
+    const float* rois;      // [N, P, 4]
+    const int32_t* counts;  // [N]
+    void* out;              // [N, P, C, h, w] or, channels last, [N, P, h, w, C], of `out_type`
+    float spatial_scale;
+    int32_t images, rows, channels, height, width;  // N = images, P = rows
+    int32_t out_height, out_width, out_channels_last, feature_type, out_type;
+    int32_t threads;
+} regionrt_roi_pool_call;
+
+// Spatial pyramid pooling of regions (plugins/pyramid_pool).
+typedef struct {
+    const void* feature;    // [N, H, W, C] of `feature_type`
+    const float* rois;      // [N, P, 4]
+    const int32_t* counts;  // [N]
+    const int32_t* bins;    // [levels], 8 at most
+    void* out;              // [N, P, Σ C·b·b], level by level, or, channels last, [N, P, Σb·b, C], of `out_type`
+    float spatial_scale;
+    int32_t levels, images, rows, channels, height, width;  // N = images, P = rows
+    int32_t out_channels_last, feature_type, out_type;
+    int32_t threads;
+} regionrt_pyramid_pool_call;
+
+// Regions of images stretched to one size (plugins/warp).
+typedef struct {
+    const void* pixels;     // [N, H, W, C] of `image_type`
+    const float* rois;      // [N, P, 4]
+    const int32_t* counts;  // [N]
+    void* out;              // [N, P, C, h, w] or, channels last, [N, P, h, w, C], of `out_type`
+    int32_t images, rows, channels, height, width;  // N = images, P = rows
+    int32_t out_height, out_width, context, out_channels_last, image_type, out_type;  // 2 · context < h, w
+    int32_t threads;
+} regionrt_warp_call;
+
 // Greedy NMS per class on boxes sorted by score (plugins/nms).
 typedef struct {
     const float* boxes;      // [N, Q, 4]
@@ -158,6 +194,9 @@ REGIONRT_PUBLIC const char* regionrt_why_not(const char* variant);
 REGIONRT_PUBLIC int32_t regionrt_use(const char* variant);
 
 REGIONRT_PUBLIC int32_t regionrt_roi_align(const regionrt_roi_align_call* call);
+REGIONRT_PUBLIC int32_t regionrt_roi_pool(const regionrt_roi_pool_call* call);
+REGIONRT_PUBLIC int32_t regionrt_pyramid_pool(const regionrt_pyramid_pool_call* call);
+REGIONRT_PUBLIC int32_t regionrt_warp(const regionrt_warp_call* call);
 REGIONRT_PUBLIC int32_t regionrt_nms(const regionrt_nms_call* call);
 REGIONRT_PUBLIC int32_t regionrt_proposals(const regionrt_proposals_call* call);
 REGIONRT_PUBLIC int32_t regionrt_detections(const regionrt_detections_call* call);

@@ -7,6 +7,9 @@ namespace regionrt {
 
 struct Table {
     int32_t (*roi_align)(const regionrt_roi_align_call*);
+    int32_t (*roi_pool)(const regionrt_roi_pool_call*);
+    int32_t (*pyramid_pool)(const regionrt_pyramid_pool_call*);
+    int32_t (*warp)(const regionrt_warp_call*);
     int32_t (*nms)(const regionrt_nms_call*);
     int32_t (*proposals)(const regionrt_proposals_call*);
     int32_t (*detections)(const regionrt_detections_call*);

@@ -9,14 +9,18 @@
 #include "../max_unpool/cpu.cpp"
 #include "../nms/cpu.cpp"
 #include "../proposals/cpu.cpp"
+#include "../pyramid_pool/cpu.cpp"
 #include "../resize/cpu.cpp"
 #include "../roi_align/cpu.cpp"
+#include "../roi_pool/cpu.cpp"
+#include "../warp/cpu.cpp"
 #include "table.h"
 
 namespace regionrt {
 namespace REGIONRT_VARIANT {
 
-extern const Table table = {roi_align, nms, proposals, detections, paste, extents, rle, resize, max_pool, max_unpool};
+extern const Table table = {roi_align, roi_pool, pyramid_pool, warp,   nms,      proposals, detections,
+                            paste,     extents,  rle,          resize, max_pool, max_unpool};
 
 }  // namespace REGIONRT_VARIANT
 }  // namespace regionrt

@@ -284,7 +284,7 @@ def require_memory(cuda: Cuda, needed: int, what: str) -> None:
     if needed > free:
         raise BackendError(
             f"{what} needs {needed / 2**20:,.0f} MiB of GPU memory, {free / 2**20:,.0f} of {total / 2**20:,.0f} MiB "
-            "are free: close what else uses the GPU, load with fewer workers, or build for smaller batches"
+            "are free: close what else uses the GPU, export a smaller canvas, or build with a smaller --workspace"
         )
 
 

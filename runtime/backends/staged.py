@@ -267,29 +267,70 @@ class StagedRunner:
         return dict(zip(step["outputs"], found, strict=True))
 
     def _roi_align(self, worker: _Worker, step: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+        options = {**step["attributes"], "aligned": bool(step["attributes"]["aligned"])}
+        return self._pooled_in_bins(worker, step, values, native.roi_align, options)
+
+    def _roi_pool(self, worker: _Worker, step: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+        def pool(levels: Sequence[np.ndarray], *rest: np.ndarray, **options: Any) -> np.ndarray:
+            return native.roi_pool(*levels, *rest, **options)
+
+        return self._pooled_in_bins(worker, step, values, pool, step["attributes"])
+
+    def _pyramid_pool(self, worker: _Worker, step: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+        def pool(levels: Sequence[np.ndarray], *rest: np.ndarray, **options: Any) -> np.ndarray:
+            return native.pyramid_pool(*levels, *rest, **options)
+
+        channels = values[step["inputs"][0]].shape[-1]
+        shape = (channels * sum(b * b for b in step["attributes"]["bins"]),)
+        return self._pooled(worker, step, values, pool, step["attributes"], shape)
+
+    def _warp(self, worker: _Worker, step: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+        def pool(levels: Sequence[np.ndarray], *rest: np.ndarray, **options: Any) -> np.ndarray:
+            return native.warp(*levels, *rest, **options)
+
+        return self._pooled_in_bins(worker, step, values, pool, step["attributes"])
+
+    def _pooled_in_bins(
+        self,
+        worker: _Worker,
+        step: Mapping[str, Any],
+        values: Mapping[str, Any],
+        pool: Callable[..., np.ndarray],
+        attributes: Mapping[str, Any],
+    ) -> dict[str, Any]:
+        """RoI features [R, C, h, w] or [R, h, w, C], by a native op that takes a list of maps."""
+        options = dict(attributes)
+        options["output_size"] = size = (options.pop("output_height"), options.pop("output_width"))
+        last = options["channels_last"] = self._pooled_channels_last(step["outputs"][0])
+        channels = values[step["inputs"][0]].shape[-1]
+        shape = (*size, channels) if last else (channels, *size)
+        return self._pooled(worker, step, values, pool, options, shape)
+
+    def _pooled(
+        self,
+        worker: _Worker,
+        step: Mapping[str, Any],
+        values: Mapping[str, Any],
+        pool: Callable[..., np.ndarray],
+        options: Mapping[str, Any],
+        shape: tuple[int, ...],
+    ) -> dict[str, Any]:
+        """The RoIs of all images, packed, each pooled to `shape`."""
         *levels, rois, counts = (values[name] for name in step["inputs"])
         (name,) = step["outputs"]
-        options = dict(step["attributes"])
-        size = (options.pop("output_height"), options.pop("output_width"))
-        last = self._pooled_channels_last(name)
-        channels = levels[0].shape[-1]
-        shape = (*size, channels) if last else (channels, *size)
         rows = int(counts.sum())
         bucket = bucket_of(rows, rois.shape[1] * len(counts))
         memory = worker.memory(name, (bucket, *shape), self._feature_type)
         start = 0
         for image, count in enumerate(counts):
             if count:
-                native.roi_align(
+                pool(
                     [level[image : image + 1] for level in levels],
                     rois[image : image + 1, :count],
                     counts[image : image + 1],
-                    output_size=size,
-                    channels_last=last,
-                    aligned=bool(options["aligned"]),
                     out=memory[None, start : start + count],
                     threads=self.threads,
-                    **{key: value for key, value in options.items() if key != "aligned"},
+                    **options,
                 )
             start += count
         return {name: Rows(memory[:rows], counts)}
@@ -311,8 +352,13 @@ class StagedRunner:
 _OPS: dict[str, Callable[..., dict[str, Any]]] = {
     "RegionProposals": StagedRunner._proposals,
     "RegionRoiAlign": StagedRunner._roi_align,
+    "RegionRoiPool": StagedRunner._roi_pool,
+    "RegionPyramidPool": StagedRunner._pyramid_pool,
+    "RegionWarp": StagedRunner._warp,
     "RegionDetections": StagedRunner._detections,
 }
+_POOLINGS = ("RegionRoiAlign", "RegionRoiPool", "RegionPyramidPool", "RegionWarp")
+"""What gives a row for each RoI, from maps that are channels last."""
 
 
 def bucket_of(rows: int, most: int) -> int:
@@ -337,4 +383,4 @@ def _packed(values: np.ndarray, counts: np.ndarray) -> Rows:
 
 
 def _is_pooling(op: Mapping[str, Any]) -> bool:
-    return op["op"] == "RegionRoiAlign"
+    return op["op"] in _POOLINGS

@@ -42,7 +42,8 @@ class TensorRTRunner:
         cuda, trt: in the place of the libraries that are installed.
 
     Raises:
-        BackendError: no driver, no library, an engine that they refuse, too little GPU memory.
+        BackendError: no driver, no library, a plugin that is not here, an engine that they refuse, too little GPU
+            memory.
     """
 
     def __init__(
@@ -64,6 +65,10 @@ class TensorRTRunner:
         self._cuda = open_cuda() if cuda is None else cuda
         self._cuda.make_current()
         trt = import_library(flavour) if trt is None else trt
+        if certificate.get("plugins"):
+            from regionrt.runtime.engine_plugins.registration import register_to_load
+
+            register_to_load(trt, certificate["plugins"], self._cuda)
         self._engine = open_engine(Path(path), trt, self._cuda, allow_host_code)
         if self._engine.inputs != INPUTS:
             expected, found = ({name: str(dtype) for name, dtype in of.items()} for of in (INPUTS, self._engine.inputs))

@@ -10,7 +10,7 @@ from regionrt.runtime.errors import BackendError
 
 from .cuda import Cuda
 from .engine_worker import Engine, EngineWork
-from .gpu_stages import Shape, Tensor
+from .gpu_stages import BoundStage, GpuStage, Shape, Tensor
 from .tensorrt import open_engine
 
 
@@ -19,11 +19,11 @@ class TensorRTStages:
 
     def __init__(self, flavour: str, cuda: Cuda, trt: Any, *, allow_host_code: bool = False) -> None:
         self.name = flavour
-        self.about = {"library": f"{trt.__name__} {trt.__version__}"}
+        self.about: Mapping[str, Any] = {"library": f"{trt.__name__} {trt.__version__}"}
         self._cuda, self._trt, self._allow_host_code = cuda, trt, allow_host_code
         self._engines: list[Engine] = []
 
-    def open(self, path: Path, stage: Mapping[str, Any]) -> TensorRTStage:
+    def open(self, path: Path, stage: Mapping[str, Any]) -> GpuStage:
         engine = open_engine(path, self._trt, self._cuda, self._allow_host_code)
         for kind, found in (("inputs", engine.inputs), ("outputs", engine.outputs)):
             if set(found) != set(stage[kind]):
@@ -45,7 +45,7 @@ class TensorRTStage:
         self._engine, self._cuda = engine, cuda
         self.workspace_bytes = engine.workspace_bytes
 
-    def at(self, shapes: Mapping[str, Shape], workspace: int, stream: int) -> BoundTensorRTStage:
+    def at(self, shapes: Mapping[str, Shape], workspace: int, stream: int) -> BoundStage:
         return BoundTensorRTStage(self._engine, self._cuda, shapes, workspace, stream)
 
     def close(self) -> None:
@@ -59,5 +59,9 @@ class BoundTensorRTStage(EngineWork):
         context = engine.context(engine.profile_for(shapes), workspace, cuda, stream)
         made = engine.set_shapes(context, shapes)
         super().__init__(engine, context)
-        self.inputs = {name: Tensor(tuple(shapes[name]), dtype.name) for name, dtype in engine.inputs.items()}
-        self.outputs = {name: Tensor(made[name], dtype.name) for name, dtype in engine.outputs.items()}
+        self.inputs: Mapping[str, Tensor] = {
+            name: Tensor(tuple(shapes[name]), dtype.name) for name, dtype in engine.inputs.items()
+        }
+        self.outputs: Mapping[str, Tensor] = {
+            name: Tensor(made[name], dtype.name) for name, dtype in engine.outputs.items()
+        }

@@ -52,6 +52,12 @@ def compiled(op: str, compute_capability: str, newest: tuple[int, int]) -> bytes
     return _compiled(op, compute_capability, open_nvrtc(newest))
 
 
+def ptx_of(op: str, compute_capability: str, newest: tuple[int, int]) -> str:
+    """The op's kernels as PTX for GPUs of `compute_capability` ("8.6") and newer ones. Raises as `compiled` does."""
+    source, flags = source_of(op)
+    return open_nvrtc(newest).ptx(source, f"{op}.cu", flags, int(compute_capability.replace(".", "")))
+
+
 def _compiled(op: str, compute_capability: str, nvrtc: Nvrtc) -> bytes:
     source, flags = source_of(op)
     architecture = int(compute_capability.replace(".", ""))

@@ -42,6 +42,13 @@ class Nvrtc:
 
     def cubin(self, source: str, name: str, flags: Sequence[str], architecture: int) -> bytes:
         """`source` for GPUs of exactly `architecture` (86). BackendError with the compiler's words."""
+        return self._compile(source, name, flags, architecture, "sm", "nvrtcGetCUBIN")
+
+    def ptx(self, source: str, name: str, flags: Sequence[str], architecture: int) -> str:
+        """`source` as PTX for GPUs of `architecture` (86) and newer ones. BackendError with the compiler's words."""
+        return self._compile(source, name, flags, architecture, "compute", "nvrtcGetPTX").rstrip(b"\0").decode()
+
+    def _compile(self, source: str, name: str, flags: Sequence[str], architecture: int, kind: str, get: str) -> bytes:
         known = self.architectures()
         if architecture not in known:
             raise BackendError(
@@ -52,7 +59,7 @@ class Nvrtc:
         text = source.encode()
         self._call("nvrtcCreateProgram", ctypes.byref(program), text, name.encode(), 0, None, None)
         try:
-            options = [flag.encode() for flag in (f"--gpu-architecture=sm_{architecture}", *flags)]
+            options = [flag.encode() for flag in (f"--gpu-architecture={kind}_{architecture}", *flags)]
             status = self._library.nvrtcCompileProgram(
                 program, len(options), (ctypes.c_char_p * len(options))(*options)
             )
@@ -60,7 +67,7 @@ class Nvrtc:
                 log = self._bytes("nvrtcGetProgramLog", program).rstrip(b"\0").decode(errors="replace")
                 raise BackendError(f"{self} refuses {name}: {' '.join(log.split())[:2000]}")
             self._check("nvrtcCompileProgram", status)
-            return self._bytes("nvrtcGetCUBIN", program)
+            return self._bytes(get, program)
         finally:
             self._library.nvrtcDestroyProgram(ctypes.byref(program))
 

@@ -54,7 +54,8 @@ class Proposals:
     @staticmethod
     def workspace(step: Step, values: Arrays) -> int:
         *levels, sizes = step["inputs"]
-        return proposals_workspace(values[sizes].shape[0], len(levels) // 3, step["attributes"]["pre_nms"])
+        anchors = [values[name].shape[0] for name in levels[2 * len(levels) // 3 :]]
+        return proposals_workspace(values[sizes].shape[0], anchors, step["attributes"]["pre_nms"])
 
     @staticmethod
     def launches(kernels: Kernels, step: Step, values: Arrays, layouts: Layouts, workspace: int) -> list[Launch]:

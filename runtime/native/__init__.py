@@ -16,7 +16,10 @@ from .masks import paste_crops, paste_masks, paste_rles
 from .max_unpool import MaxPooled, max_pool, max_unpool
 from .nms import nms
 from .proposals import Proposals, proposals
+from .pyramid_pool import pyramid_pool
 from .roi_align import roi_align
+from .roi_pool import roi_pool
+from .warp import warp
 
 __all__ = [
     "NUMPY",
@@ -34,9 +37,12 @@ __all__ = [
     "paste_masks",
     "paste_rles",
     "proposals",
+    "pyramid_pool",
     "resize_bilinear",
     "roi_align",
+    "roi_pool",
     "usable_variants",
     "using",
+    "warp",
     "widened",
 ]

@@ -89,3 +89,10 @@ def whole(name: str, value: int, least: int) -> int:
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not least <= value < 2**31:
         raise ValueError(f"{name}: expected a whole number ≥ {least}, got {value!r}")
     return int(value)
+
+
+def scale_of(value: float) -> float:
+    """Map cells per pixel: a number > 0. ValueError else."""
+    if not (0 < value < math.inf):
+        raise ValueError(f"spatial_scale: expected a number > 0, got {value!r}")
+    return float(value)

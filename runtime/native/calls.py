@@ -19,6 +19,25 @@ CALLS = {
         (_INT, "thresholds images rows channels out_height out_width sampling_ratio aligned maximum"),
         (_INT, "out_channels_last feature_type out_type threads"),
     ),
+    "roi_pool": _layout(
+        "RoiPoolCall",
+        (_POINTER, "feature rois counts out"),
+        (_FLOAT, "spatial_scale"),
+        (_INT, "images rows channels height width out_height out_width out_channels_last feature_type out_type"),
+        (_INT, "threads"),
+    ),
+    "pyramid_pool": _layout(
+        "PyramidPoolCall",
+        (_POINTER, "feature rois counts bins out"),
+        (_FLOAT, "spatial_scale"),
+        (_INT, "levels images rows channels height width out_channels_last feature_type out_type threads"),
+    ),
+    "warp": _layout(
+        "WarpCall",
+        (_POINTER, "pixels rois counts out"),
+        (_INT, "images rows channels height width out_height out_width context out_channels_last image_type out_type"),
+        (_INT, "threads"),
+    ),
     "nms": _layout(
         "NmsCall", (_POINTER, "boxes classes keep"), (_FLOAT, "iou_threshold"), (_INT, "images rows threads")
     ),

@@ -89,6 +89,7 @@ def test_copies_exceed_the_cache() -> None:
     assert copies_beyond_cache(46 << 20, 60 << 20) == 3
     assert copies_beyond_cache(1 << 30, 60 << 20) == 2
     assert copies_beyond_cache(20_000, 60 << 20, most=32) == 32
+    assert copies_beyond_cache(20_000, 60 << 20) == 64
 
 
 def case_of(**calls) -> OpCase:
@@ -240,3 +241,17 @@ def test_a_part_that_fails_keeps_what_it_has_and_stops_no_other(monkeypatch) -> 
     assert report.skipped["correctness"] == report.skipped["detectors"] == "not asked for"
     assert [row.version for row in report.engines] == ["10.9"]
     assert len(kept) == 2
+
+
+@pytest.mark.parametrize(
+    ("skipped", "passed", "status"),
+    [({}, True, 0), ({}, False, 1), ({"ops": "it broke"}, True, 1), ({"engines": "no"}, True, 0)],
+)
+def test_its_exit_status(skipped, passed, status, monkeypatch, tmp_path, capsys) -> None:
+    report = full_report()
+    report.skipped = skipped
+    report.correctness = [Check("nms", "a case", "reference.py", 0.0, 0.0, "boxes", passed)]
+    monkeypatch.setattr(gpu, "run_gpu", lambda options, keep, tell: report)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert gpu.main(["--out", str(tmp_path), "--parts", "correctness,ops"]) == status
+    assert {file.suffix for file in tmp_path.iterdir()} == {".json", ".md"}

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import numpy as np
 import onnx_ir as ir
 import onnxruntime
@@ -67,3 +70,41 @@ def test_a_net_that_unpools(dynamic, ceil_mode):
             (found,) = session.run(None, {"images": images.numpy()})
             assert found.shape == (3, 2, height, width)
             np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max(), rtol=0)  # fp32 sums
+
+
+BUILD = """
+import sys
+import tensorrt_rtx as trt
+
+log = trt.Logger(trt.Logger.ERROR)
+builder = trt.Builder(log)
+network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+parser = trt.OnnxParser(network, log)
+if not parser.parse_from_file(sys.argv[1]):
+    sys.exit("; ".join(parser.get_error(i).desc() for i in range(parser.num_errors)))
+config = builder.create_builder_config()
+profile = builder.create_optimization_profile()
+least, most = ((4, 4), (64, 64)) if network.get_input(0).shape[2] == -1 else ((21, 26), (21, 26))
+profile.set_shape("images", (1, 3, *least), (2, 3, 21, 26), (4, 3, *most))
+config.add_optimization_profile(profile)
+engine = builder.build_serialized_network(network, config)
+sys.exit("no engine" if engine is None else 0)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ceil_mode", [False, True])
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_an_engine_is_built_of_it(dynamic, ceil_mode, tmp_path):
+    """In a process of its own: the library may abort."""
+    pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed: pip install 'regionrt[rtx]'")
+    model = lower(exported(ThereAndBack(ceil_mode).eval(), dynamic), "portable")
+    ir.save(model, tmp_path / "net.onnx")
+    done = subprocess.run(
+        [sys.executable, "-c", BUILD, str(tmp_path / "net.onnx")],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]

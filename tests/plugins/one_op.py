@@ -22,6 +22,9 @@ _FLOAT, _BFLOAT16, _INT, _BOOL = ir.DataType.FLOAT, ir.DataType.BFLOAT16, ir.Dat
 _OUTPUTS = {  # type (None: of the first input) and rank
     "RegionNms": ((_BOOL, 2),),
     "RegionRoiAlign": ((None, 5),),
+    "RegionRoiPool": ((None, 5),),
+    "RegionPyramidPool": ((None, 3),),
+    "RegionWarp": ((None, 5),),
     "RegionProposals": ((_FLOAT, 3), (_FLOAT, 2), (_INT, 1)),
     "RegionDetections": ((_INT, 1), (_FLOAT, 3), (_FLOAT, 2), (_INT, 2), (_INT, 2), (_INT, 1)),
     "RegionMaxPool": ((None, 4), (_INT, 4)),
@@ -61,6 +64,31 @@ def _roi_align_on_cpu(inputs, attributes):
     last = [np.ascontiguousarray(level.transpose(0, 2, 3, 1)) for level in features]
     out = np.full((*rois.shape[:2], features[0].shape[1], *size), np.nan, features[0].dtype)
     return [native.roi_align(last, rois, counts, output_size=size, out=out, **options)]
+
+
+def _roi_pool_on_cpu(inputs, attributes):
+    feature, rois, counts = inputs
+    options = dict(attributes)
+    size = options.pop("output_height"), options.pop("output_width")
+    last = np.ascontiguousarray(feature.transpose(0, 2, 3, 1))
+    out = np.full((*rois.shape[:2], feature.shape[1], *size), np.nan, feature.dtype)
+    return [native.roi_pool(last, rois, counts, output_size=size, out=out, **options)]
+
+
+def _pyramid_pool_on_cpu(inputs, attributes):
+    feature, rois, counts = inputs
+    last = np.ascontiguousarray(feature.transpose(0, 2, 3, 1))
+    values = feature.shape[1] * sum(b * b for b in attributes["bins"])
+    out = np.full((*rois.shape[:2], values), np.nan, feature.dtype)
+    return [native.pyramid_pool(last, rois, counts, out=out, **attributes)]
+
+
+def _warp_on_cpu(inputs, attributes):
+    images, rois, counts = inputs
+    size = attributes["output_height"], attributes["output_width"]
+    last = np.ascontiguousarray(images.transpose(0, 2, 3, 1))
+    out = np.full((*rois.shape[:2], images.shape[1], *size), np.nan, images.dtype)
+    return [native.warp(last, rois, counts, output_size=size, context=attributes["context"], out=out)]
 
 
 def _nms_on_cpu(inputs, attributes):
@@ -108,6 +136,9 @@ def _max_unpool_on_cpu(inputs, attributes):
 
 _ON_CPU: dict[str, Callable] = {
     "RegionRoiAlign": _roi_align_on_cpu,
+    "RegionRoiPool": _roi_pool_on_cpu,
+    "RegionPyramidPool": _pyramid_pool_on_cpu,
+    "RegionWarp": _warp_on_cpu,
     "RegionNms": _nms_on_cpu,
     "RegionProposals": _proposals_on_cpu,
     "RegionDetections": _detections_on_cpu,

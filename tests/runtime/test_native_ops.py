@@ -37,6 +37,21 @@ def align(features: list[np.ndarray] | None = None, **options) -> np.ndarray:
     return native.roi_align(features or maps(), *rois(), **settings | options)
 
 
+def pool(feature: np.ndarray | None = None, **options) -> np.ndarray:
+    settings = {"spatial_scale": 1 / 4, "output_size": (3, 5)}
+    return native.roi_pool(maps()[0] if feature is None else feature, *rois(), **settings | options)
+
+
+def pyramid(feature: np.ndarray | None = None, **options) -> np.ndarray:
+    settings = {"spatial_scale": 1 / 4, "bins": (6, 4, 3, 2, 1)}
+    return native.pyramid_pool(maps()[0] if feature is None else feature, *rois(), **settings | options)
+
+
+def crop(images: np.ndarray | None = None, **options) -> np.ndarray:
+    settings = {"output_size": (19, 23), "context": 3}
+    return native.warp(maps(channels=3)[0] if images is None else images, *rois(), **settings | options)
+
+
 def crowd(images: int = 2, rows: int = 700, classes: int = 3) -> Arrays:
     rng = np.random.default_rng(2)
     low = rng.uniform(0, 300, (images, rows, 2))
@@ -96,14 +111,14 @@ def resize(**options) -> Arrays:
     return (native.resize_bilinear(image, 301, 207, **options),)
 
 
-def pool(**options) -> Arrays:
+def max_pool(**options) -> Arrays:
     x = np.random.default_rng(7).integers(-9, 9, (2, 5, 75, 133)).astype(np.float32)
     x[0, 0, ::3] = np.nan
     return tuple(native.max_pool(x, kernel=2, stride=2, ceil_mode=True, **options))
 
 
 def unpool(**options) -> Arrays:
-    values, argmax = pool()
+    values, argmax = max_pool()
     argmax[0, 1, ::2] += 5
     return (native.max_unpool(values, argmax, kernel=2, stride=2, size=(75, 133), **options),)
 
@@ -111,12 +126,15 @@ def unpool(**options) -> Arrays:
 OPS: dict[str, Callable[..., Arrays]] = {
     "roi_align": lambda **options: (align(**options),),
     "roi_align max": lambda **options: (align(mode="max", **options),),
+    "roi_pool": lambda **options: (pool(**options),),
+    "pyramid_pool": lambda **options: (pyramid(**options),),
+    "warp": lambda **options: (crop(**options),),
     "nms": suppress,
     "proposals": propose,
     "detections": detect,
     "paste": paste,
     "resize": resize,
-    "max_pool": pool,
+    "max_pool": max_pool,
     "max_unpool": unpool,
 }
 
@@ -199,6 +217,63 @@ def test_bf16_in_and_out_of_roi_align(variant, channels_last, mode):
     np.testing.assert_allclose(wide, exact, atol=1e-5, rtol=0)
     np.testing.assert_array_equal(found, wide.astype(ml_dtypes.bfloat16))
     np.testing.assert_allclose(found.astype(np.float32), exact, atol=1e-2 * np.abs(exact).max(), rtol=0)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("channels", [1, 3, 16, 37, 130, 256])
+@pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16])
+def test_maxima_in_any_order_and_type(variant, channels, dtype):
+    """Channels first and last, in either type: the same cells of the map, to the bit."""
+    (feature, _) = maps(dtype, channels)
+    with native.using("numpy"):
+        expected = pool(feature.astype(np.float32))
+    with native.using(variant):
+        out = np.full((2, 23, 3, 5, channels), np.nan, np.float32)
+        last = pool(feature, channels_last=True, dtype=np.float32, out=out)
+        first = pool(feature)
+        bits = pool(feature.view(np.uint16)) if dtype != np.float32 else first
+    assert last is out
+    assert (first.dtype, bits.dtype) == (dtype, np.uint16 if dtype != np.float32 else np.float32)
+    np.testing.assert_array_equal(first.astype(np.float32), expected)
+    np.testing.assert_array_equal(last.transpose(0, 1, 4, 2, 3), expected)
+    np.testing.assert_array_equal(bits.view(np.uint8), first.view(np.uint8))
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("channels", [1, 3, 37, 130])
+@pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16])
+def test_pyramids_in_any_order_and_type(variant, channels, dtype):
+    (feature, _) = maps(dtype, channels)
+    with native.using("numpy"):
+        expected = pyramid(feature.astype(np.float32))
+    with native.using(variant):
+        out = np.full((2, 23, 66, channels), np.nan, np.float32)
+        last = pyramid(feature, channels_last=True, dtype=np.float32, out=out)
+        first = pyramid(feature)
+    assert last is out
+    assert first.dtype == dtype
+    np.testing.assert_array_equal(first.astype(np.float32), expected)
+    levels = np.split(last, np.cumsum([36, 16, 9, 4]), axis=2)
+    turned = np.concatenate([v.transpose(0, 1, 3, 2).reshape(2, 23, -1) for v in levels], 2)
+    np.testing.assert_array_equal(turned, expected)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("channels", [1, 3, 37])
+@pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16])
+def test_crops_in_any_order_and_type(variant, channels, dtype):
+    """Sums are float32: bf16 images give what their values give, rounded once."""
+    (images, _) = maps(dtype, channels)
+    with native.using("numpy"):
+        expected = crop(images.astype(np.float32))
+    with native.using(variant):
+        out = np.full((2, 23, 19, 23, channels), np.nan, np.float32)
+        last = crop(images, channels_last=True, dtype=np.float32, out=out)
+        first = crop(images)
+    assert last is out
+    assert first.dtype == dtype
+    np.testing.assert_array_equal(last.transpose(0, 1, 4, 2, 3), expected)
+    np.testing.assert_array_equal(first, expected.astype(dtype))
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -307,6 +382,21 @@ def test_logits_of_nan_and_infinity_are_never_found(variant):
 
 
 BAD = {
+    "a map of float64 to pool": (lambda: pool(maps()[0].astype(np.float64)), "float32, or bf16"),
+    "a map that is too long": (
+        lambda: native.roi_pool(
+            np.zeros((1, 1, 4097, 1), np.float32), rois(1)[0], rois(1)[1], spatial_scale=1.0, output_size=(1, 1)
+        ),
+        "at most 4096 cells",
+    ),
+    "nine levels": (lambda: pyramid(bins=[1] * 9), "bins: expected 1 to 8 levels"),
+    "no levels": (lambda: pyramid(bins=[]), "bins: expected 1 to 8 levels"),
+    "a level of no bins": (lambda: pyramid(bins=[3, 0]), "bins: expected a whole number ≥ 1"),
+    "images of uint8": (lambda: crop(np.zeros((2, 9, 9, 3), np.uint8)), "float32, or bf16"),
+    "nothing but context": (lambda: crop(context=10), "context: expected less than half"),
+    "a negative context": (lambda: crop(context=-1), "context: expected a whole number ≥ 0"),
+    "a scale of 0": (lambda: pool(spatial_scale=0.0), "spatial_scale: expected a number > 0"),
+    "no bins to pool": (lambda: pool(output_size=(3, 0)), "output_size"),
     "a map of float64": (lambda: align([m.astype(np.float64) for m in maps()]), "float32, or bf16"),
     "maps of two types": (lambda: align([maps()[0], maps(ml_dtypes.bfloat16)[1]]), r"features\[1\]: expected float32"),
     "channels first": (lambda: align([m.transpose(0, 3, 1, 2) for m in maps()]), r"features\[1\]: expected the shape"),
@@ -356,7 +446,7 @@ BAD = {
         "size: expected 133 to 135 cells for 67 windows, got 140",
     ),
     "places of another shape": (
-        lambda: native.max_unpool(pool()[0], pool()[1][:1], kernel=2, stride=2, size=(75, 133)),
+        lambda: native.max_unpool(max_pool()[0], max_pool()[1][:1], kernel=2, stride=2, size=(75, 133)),
         "argmax: expected the shape",
     ),
     "a threshold of −1": (lambda: detect(score_threshold=-1.0), "score_threshold"),

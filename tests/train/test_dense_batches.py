@@ -38,7 +38,7 @@ def test_photo_and_map_stay_in_step(height: int, width: int) -> None:
     canvas = Canvas(48, 64, 48, 64, 16, enlarge=False)
     items = SemanticCanvases(OneImage(height, width), canvas, Augmentation(flip="both"), 7)
     seen = set()
-    for epoch in range(8):
+    for epoch in range(24):
         image, size, labels = items[epoch, 0]
         assert size.tolist() == [height, width]
         assert (labels[height:] == VOID).all()

@@ -1,0 +1,1 @@
+"""Spatial pyramid pooling of regions (RegionPyramidPool)."""

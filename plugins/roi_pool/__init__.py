@@ -1,0 +1,1 @@
+"""RoI max pooling (RegionRoiPool)."""

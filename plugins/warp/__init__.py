@@ -1,0 +1,1 @@
+"""Warping regions of images to one size (RegionWarp)."""

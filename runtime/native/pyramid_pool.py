@@ -1,0 +1,136 @@
+"""Spatial pyramid pooling of regions, from channels-last maps (RegionPyramidPool: plugins/pyramid_pool)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from . import arrays, library
+from .boxes import scale_of, whole
+from .calls import run
+from .roi_pool import MOST_CELLS, largest_cells
+
+MOST_LEVELS, MOST_BINS = 8, 64
+
+
+def pyramid_pool(
+    feature: np.ndarray,
+    rois: np.ndarray,
+    counts: np.ndarray,
+    *,
+    spatial_scale: float,
+    bins: Sequence[int],
+    channels_last: bool = False,
+    dtype: np.dtype | type | None = None,
+    out: np.ndarray | None = None,
+    threads: int | None = None,
+) -> np.ndarray:
+    """Spatial pyramid pooling (He et al., arXiv:1406.4729, section 2.2 and appendix A), exactly.
+
+    A RoI's window has the cells whose middles lie strictly inside it, or else the one under its own middle. Each level
+    cuts it into b × b bins, from floor to ceil, and takes the maximum of each. Windows outside the map give 0.
+
+    Args:
+        feature: [N, H, W, C], float32 or bf16 (ml_dtypes' type, or the bits as uint16), H and W at most 4096.
+        rois: float32 [N, P, 4], xyxy in pixels of the canvas; counts: int32 [N], how many of each image's are real.
+        spatial_scale: map cells per pixel of the canvas.
+        bins: b of each level, 1 to 64; 1 to 8 levels.
+        channels_last: give [N, P, Σb², C] instead of [N, P, C · Σb²].
+        dtype: of the result, float32 or bf16; None: the feature's own.
+        out: an array of that shape and type to write to, whatever it holds.
+        threads: for RoIs; None: one per usable core. The result does not depend on it.
+
+    Returns:
+        [N, P, C · Σb²], level by level in the order of `bins`, each [C, b, b]; or [N, P, Σb², C]. Rows from counts[n]
+        on are 0.
+
+    Raises:
+        ValueError: another type or shape, or an option out of its range.
+    """
+    feature_type = arrays.kind_of("feature", feature)
+    feature = arrays.checked("feature", feature, None, (None, None, None, None))
+    images, height, width, channels = feature.shape
+    if max(height, width) > MOST_CELLS:
+        raise ValueError(f"feature: expected at most {MOST_CELLS} cells a side, got {height} × {width}")
+    rois = arrays.checked("rois", rois, np.float32, (images, None, 4))
+    rows = rois.shape[1]
+    counts = arrays.counts_in_range(counts, images, rows)
+    sides = np.array([whole("bins", b, 1) for b in bins], np.int32)
+    if not 1 <= len(sides) <= MOST_LEVELS or sides.max() > MOST_BINS:
+        raise ValueError(f"bins: expected 1 to {MOST_LEVELS} levels of 1 to {MOST_BINS}, got {list(bins)}")
+    scale = scale_of(spatial_scale)
+    number = int((sides**2).sum())
+    shape = (images, rows, number, channels) if channels_last else (images, rows, number * channels)
+    out = arrays.output("out", out, feature.dtype if dtype is None else np.dtype(dtype), shape)
+    out_type = arrays.kind_of("dtype", out)
+    threads = arrays.thread_count(threads)
+    native = library.handle()
+    if native is None:
+        _in_numpy(feature, rois, counts, np.float32(scale), sides.tolist(), channels_last, out)
+        return out
+    run(
+        native,
+        "pyramid_pool",
+        feature=feature.ctypes.data,
+        rois=rois.ctypes.data,
+        counts=counts.ctypes.data,
+        bins=sides.ctypes.data,
+        out=out.ctypes.data,
+        spatial_scale=scale,
+        levels=len(sides),
+        images=images,
+        rows=rows,
+        channels=channels,
+        height=height,
+        width=width,
+        out_channels_last=channels_last,
+        feature_type=feature_type,
+        out_type=out_type,
+        threads=threads,
+    )
+    return out
+
+
+def _in_numpy(
+    feature: np.ndarray,
+    rois: np.ndarray,
+    counts: np.ndarray,
+    scale: np.float32,
+    bins: list[int],
+    channels_last: bool,
+    out: np.ndarray,
+) -> None:
+    wide = arrays.widened(feature)
+    out[:] = np.zeros((), out.dtype)
+    for image, count in enumerate(counts):
+        for row in range(count):
+            if np.isnan(rois[image, row]).any():
+                continue
+            with np.errstate(over="ignore"):
+                ends = np.clip(rois[image, row] * scale, -MOST_CELLS, MOST_CELLS)
+            down = _window(ends[1], ends[3], feature.shape[1])
+            across = _window(ends[0], ends[2], feature.shape[2])
+            levels = [largest_cells(wide[image], _bins(*down, b), _bins(*across, b)) for b in bins]  # [b, b, C]
+            if channels_last:
+                pooled = np.concatenate([level.reshape(-1, level.shape[2]) for level in levels])
+            else:
+                pooled = np.concatenate([level.transpose(2, 0, 1).ravel() for level in levels])
+            out[image, row] = arrays.narrowed(pooled, out.dtype)
+
+
+def _window(low: np.float32, high: np.float32, side: int) -> tuple[int, int]:
+    """Begin and end of a window from `low` to `high` cells, among `side`."""
+    half = np.float32(0.5)
+    begin, end = math.floor(low - half) + 1, math.ceil(high - half)
+    if begin >= end:
+        begin = math.floor((low + high) * half)
+        end = begin + 1
+    return min(max(begin, 0), side), min(max(end, 0), side)
+
+
+def _bins(begin: int, end: int, bins: int) -> np.ndarray:
+    """int64 [bins, 2]: where each begins and ends."""
+    length, index = max(end - begin, 0), np.arange(bins)
+    return begin + np.stack([index * length // bins, -(-(index + 1) * length // bins)], 1)
