@@ -109,9 +109,9 @@ def test_the_metric_by_hand() -> None:
     drawn = result.resampled(np.array([[1, 1, 1, 1], [2, 0, 0, 2], [0, 0, 0, 4]]))
     assert drawn["localisation"][:2] == pytest.approx([1 / 3, 1])
     assert np.isnan(drawn["localisation"][2])  # only an image without an object was drawn
+    other = Says()
+    other.labels = ("__background__", "disc")
     with pytest.raises(DataError, match="open the data with the net's labels"):
-        other = Says()
-        other.labels = ("__background__", "disc")
         evaluate_localiser(other, Data(truth))
 
 

@@ -1,4 +1,4 @@
-"""Label maps from CamVid-style and Pascal-style folders and from shapes: what is read, what is refused, and how it says so."""
+"""Label maps from CamVid-style and Pascal-style folders and from shapes: what is read, and what is refused."""
 
 from __future__ import annotations
 
