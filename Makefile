@@ -4,12 +4,20 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 NATIVE := runtime/native/libregionrt.so
-NATIVE_SOURCES := $(wildcard plugins/*.h plugins/*/*.h plugins/*/*.cpp) plugins/native/build.py
+KERNELS := runtime/gpu/sources/roi_align.cu
+KERNEL_SOURCES := $(wildcard plugins/*.h plugins/*/*.h plugins/*/*.cuh plugins/*/*.cu) plugins/native/cuda.py
+NATIVE_SOURCES := $(filter-out plugins/%/tensorrt_plugin.cpp plugins/native/tensorrt_%, \
+	$(wildcard plugins/*.h plugins/*/*.h plugins/*/*.cpp)) plugins/native/build.py
 
-.PHONY: help setup native demo test lint format constraints clean
+.PHONY: help setup native plugins-so gpu demo test lint format constraints clean
 
 help:
-	@echo "make native       the CPU ops, compiled anew where their sources changed (needs a C++ compiler)"
+	@echo "make native       the CPU ops, compiled anew where their sources changed (needs a C++ compiler), and the CUDA"
+	@echo "                  kernels' sources where the runtime compiles them from"
+	@echo "make gpu          our CUDA kernels on this machine's NVIDIA GPU, beside PyTorch: bench/results/gpu-<device>.md; needs"
+	@echo "                  no environment, only torch, torchvision, cuda-python and NVRTC in \$$(PYTHON)"
+	@echo "make plugins-so TENSORRT_INCLUDE=DIR [CUDA=DIR] [ARCHITECTURES=87]"
+	@echo "                  the library of our TensorRT plugins, for JetPack 6, trtexec and C++ programs (needs nvcc)"
 	@echo "make demo         the whole road on data it makes itself; the results go to demo/"
 	@echo "make test         all tests"
 	@echo "make lint         ruff and mypy"
@@ -28,10 +36,22 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[all]"
 	@touch $(READY)
 
-native: $(NATIVE)
+native: $(KERNELS) $(NATIVE)
+
+$(KERNELS): $(KERNEL_SOURCES)
+	@$(PYTHON) plugins/native/cuda.py --sources
+	@touch $@
 
 $(NATIVE): $(NATIVE_SOURCES)
 	@$(PYTHON) plugins/native/build.py
+
+gpu: $(KERNELS)
+	$(PYTHON) -m regionrt.bench.suites.gpu --out bench/results
+
+# On a device: no virtual environment is needed, only Python, a C++ compiler, nvcc and TensorRT's headers.
+plugins-so:
+	@$(PYTHON) -m regionrt.plugins.native.tensorrt_build \
+		$(if $(TENSORRT_INCLUDE),--include "$(TENSORRT_INCLUDE)") $(if $(CUDA),--cuda "$(CUDA)") $(if $(ARCHITECTURES),--architectures "$(ARCHITECTURES)")
 
 demo: $(READY)
 	$(BIN)/regionrt demo --out demo
@@ -59,4 +79,4 @@ constraints:
 	@rm -f .pins .resolved
 
 clean:
-	rm -rf $(VENV) $(NATIVE) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(NATIVE) runtime/native/libregionrt_tensorrt.so runtime/gpu/sources build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -39,7 +39,8 @@ def compress(
     from regionrt.export.compress.calibration import Photo, spread
     from regionrt.export.compress.checkpoint import CompressOptions, compress_checkpoint
     from regionrt.train.checkpoint import write_checkpoint
-    from regionrt.train.data import open_data
+    from regionrt.train.models import MODELS
+    from regionrt.train.tasks import TASKS
 
     if sum(given is not None for given in (rank, energy, ratio)) != 1:
         raise typer.BadParameter("say how far to compress by one of --rank, --energy and --ratio")
@@ -50,7 +51,7 @@ def compress(
     source = checkpoint_from(checkpoint, model, labels)
     photos = None
     if data is not None:
-        chosen = open_data(data, split, source.labels)
+        chosen = TASKS[MODELS[source.model].task].open_data(data, split, source.labels, None)
         samples = [chosen[i] for i in spread(range(len(chosen)), images)]
         photos = [Photo(sample.name, sample.image) for sample in samples]
     with console.steps("compress") as tell:
@@ -92,7 +93,10 @@ def export(
     labels: Labels = None,
     precision: Annotated[str, typer.Option(help="fp32, fp16 (for GPUs), or bf16 (for CPUs that have it)")] = "fp32",
     ops: Annotated[
-        str | None, typer.Option(help="forms of our ops: staged,native,portable; default: all of the precision's")
+        str | None,
+        typer.Option(
+            help="forms of our ops: staged,native,portable,plugin; default: all of the precision's but plugin"
+        ),
     ] = None,
     size: Size = None,
     dynamic: Annotated[bool, typer.Option("--dynamic", help="any size up to --size, in steps of the stride")] = False,
@@ -100,6 +104,7 @@ def export(
     nms: Annotated[float | None, typer.Option(help="IoU threshold of the final NMS")] = None,
     detections: Annotated[int | None, typer.Option(help="most detections of an image")] = None,
     proposals: Annotated[int | None, typer.Option(help="most proposals of an image")] = None,
+    probabilities: Annotated[bool, typer.Option("--probabilities", help="segmentation: of every class too")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Checkpoint → bundle: ONNX files, weights, labels, manifest."""
@@ -108,7 +113,7 @@ def export(
 
     options = ExportOptions(
         precision=precision, ops=names_from(ops), size=size_from(size), dynamic=dynamic, score=score, nms=nms,
-        detections=detections, proposals=proposals,
+        detections=detections, proposals=proposals, probabilities=probabilities,
     )  # fmt: skip
     with console.steps("export") as tell:
         export_bundle(checkpoint_from(checkpoint, model, labels), out, options, progress=tell)
@@ -143,10 +148,11 @@ def verify(
     """PyTorch against the bundle, stage by stage and end to end, on real images; exit code 1 where they differ."""
     from regionrt.export.verify import verify as run
     from regionrt.train.checkpoint import module_from_checkpoint
-    from regionrt.train.data import open_data
+    from regionrt.train.models import MODELS
+    from regionrt.train.tasks import TASKS
 
     source = checkpoint_from(checkpoint, model, labels)
-    chosen = open_data(data, split, source.labels, names_from(classes))
+    chosen = TASKS[MODELS[source.model].task].open_data(data, split, source.labels, names_from(classes))
     samples = [chosen[i] for i in range(min(images, len(chosen)))]
     sizes = [int(n) for n in names_from(batch) or () if n.isdigit() and int(n) > 0]
     if not sizes:

@@ -16,22 +16,33 @@ from regionrt.runtime.atomic import replace_folder
 from regionrt.runtime.bundle import MANIFEST, Artifact, Manifest, is_bundle, sha256_of
 from regionrt.runtime.image import Canvas
 from regionrt.train.checkpoint import Checkpoint, module_from_checkpoint
-from regionrt.train.models.region import canvas_of
+from regionrt.train.models import ModelError
+from regionrt.train.tasks import Task, task_of
 
 from .errors import ExportError
 from .exportable import check_supported
+from .exportable_dense import check_dense
 from .passes.fp16 import fp16
 from .passes.lower import lower
-from .passes.stages import OpBetween, Stage, stages
+from .passes.stages import OpBetween, Stage, stages, whole_stage
 from .thresholds import MAX_TOP_K, thresholds_of, with_thresholds
 from .to_onnx import onnx_from_module
 from .weights import write_models
 
-FORMS = {"fp32": ("staged", "native", "portable"), "fp16": ("native", "portable"), "bf16": ("staged",)}
+FORMS = {
+    "fp32": ("staged", "native", "portable", "plugin"),
+    "fp16": ("native", "portable", "staged", "plugin"),
+    "bf16": ("staged",),
+}
 """By precision: the forms of our ops that can express it, in the order in which the runtime tries them."""
 PRECISIONS = tuple(FORMS)
-STAGED_BACKENDS = {"fp32": ("openvino", "onnxruntime"), "bf16": ("openvino",)}
-"""What can run dense stages in a precision. bf16 is what the engine computes in: the weights in the file are fp32."""
+_ASKED_FOR = {("fp16", "staged"), ("fp32", "plugin"), ("fp16", "plugin")}
+"""Forms that are exported only where they are named: nothing runs them before engines are built from them."""
+STAGED_BACKENDS = {"fp32": ("openvino", "onnxruntime"), "fp16": ("tensorrt-rtx",), "bf16": ("openvino",)}
+"""What can run dense stages in a precision. bf16 is what the engine computes in: the weights in the file are fp32. A
+CPU would compute fp16 in fp32, which is not what was asked: those stages are for engines, of either TensorRT."""
+DENSE_TASKS = ("segmentation", "localisation")
+"""Nets without regions: no thresholds, no ops between stages."""
 WEIGHTS = "weights.bin"
 CONSTANTS = "staged-constants.npz"
 Progress = Callable[[str, float], None]
@@ -42,7 +53,7 @@ class ExportOptions:
     """What is fixed at export. None: the model's own. Sizes are (height, width) in pixels, multiples of the stride."""
 
     precision: str = "fp32"
-    ops: tuple[str, ...] | None = None  # forms of our ops, in the order in which the runtime tries them; None: all
+    ops: tuple[str, ...] | None = None  # forms of our ops, in the order in which the runtime tries them; None: usual
     size: tuple[int, int] | None = None
     dynamic: bool = False  # any size up to `size`, in steps of the stride
     score: float | None = None
@@ -50,12 +61,13 @@ class ExportOptions:
     detections: int | None = None
     proposals: int | None = None
     candidates: int = MAX_TOP_K
+    probabilities: bool = False  # segmentation: also of every class
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
             raise ExportError(f"expected a precision of {', '.join(PRECISIONS)}, found {self.precision!r}")
         known = FORMS[self.precision]
-        given = known if self.ops is None else self.ops
+        given = self.forms
         if not given or len(set(given)) != len(given) or not set(given) <= set(known):
             raise ExportError(
                 f"expected ops to name each of {', '.join(known)} at most once for {self.precision}, "
@@ -64,7 +76,9 @@ class ExportOptions:
 
     @property
     def forms(self) -> tuple[str, ...]:
-        return FORMS[self.precision] if self.ops is None else self.ops
+        if self.ops is not None:
+            return self.ops
+        return tuple(form for form in FORMS[self.precision] if (self.precision, form) not in _ASKED_FOR)
 
 
 def export_bundle(
@@ -75,10 +89,11 @@ def export_bundle(
     labels: Sequence[str] | None = None,
     progress: Progress | None = None,
 ) -> Path:
-    """Write the bundle `out` of a checkpoint, or of a live torchvision FasterRCNN/MaskRCNN with `labels`.
+    """Write the bundle `out` of a checkpoint, or of a live module (see `tasks.task_of`) with `labels`.
 
-    labels: names by index, `__background__` first. An older bundle at `out` is replaced in one step; anything else
-    there is an error. Nothing appears under `out` unless it is whole. Raises ExportError, CheckpointError, OutputError.
+    labels: names by index, except for segmentation with `__background__` first. An older bundle at `out` is replaced in
+    one step; anything else there is an error. Nothing appears under `out` unless it is whole. Raises ExportError,
+    CheckpointError, OutputError.
     """
     options = options or ExportOptions()
     tell = progress or (lambda text, done: None)
@@ -87,25 +102,19 @@ def export_bundle(
         checkpoint_hash = sha256_of(source.path) if source.path else None
     else:
         if labels is None:
-            raise ExportError("a live module needs labels=: the names of its classes, `__background__` first")
+            raise ExportError(
+                "a live module needs labels=: the names of its classes, a detector's with `__background__` first"
+            )
         module, names, model_name, checkpoint_hash = source, tuple(labels), type(source).__name__, None
-    check_supported(module)
-    _check_labels(module, names)
-
-    thresholds = thresholds_of(
-        module,
-        score=options.score,
-        nms=options.nms,
-        detections=options.detections,
-        proposals=options.proposals,
-        candidates=options.candidates,
-    )
-    canvas = canvas_of(module, options.size, options.dynamic)
+    task = _task_of(module)
+    _check_labels(module, names, task)
+    thresholds, prepared, candidates = _thresholds(module, task, options)
+    if task.name in DENSE_TASKS and options.precision == "fp16" and "staged" in options.forms:
+        raise ExportError("fp16 staged: a net without regions is one stage: build engines from the form portable")
+    canvas = task.canvas_of(module, options.size, options.dynamic)
     with replace_folder(out, is_bundle) as folder:
         tell("exporting to ONNX", 0.0)
-        abstract = onnx_from_module(
-            with_thresholds(module, thresholds).eval(), canvas, candidates=thresholds.candidates
-        )
+        abstract = onnx_from_module(prepared, canvas, candidates=candidates, probabilities=options.probabilities)
         if options.precision == "fp16":
             abstract = fp16(abstract)
         tell("writing the forms", 0.7)
@@ -113,12 +122,12 @@ def export_bundle(
         artifacts: list[Artifact] = []
         for form in options.forms:
             if form == "staged":
-                alone = options.forms == ("staged",)
-                dense, between = stages(abstract, permute_weights=alone)
+                dense, between = _stages_of(abstract, task, alone=options.forms == ("staged",))
                 models |= {_stage_file(stage): stage.model for stage in dense}
                 artifacts += _staged(abstract, dense, between, options.precision, canvas)
                 constants: dict[str, Any] = {k: v for op in between for k, v in op.constants.items()}
-                np.savez(folder / CONSTANTS, **constants)
+                if constants:
+                    np.savez(folder / CONSTANTS, **constants)
             else:
                 models[f"{form}.onnx"] = lower(abstract, form)
                 artifacts.append(_artifact(f"{form}.onnx", abstract, options.precision, canvas))
@@ -127,11 +136,11 @@ def export_bundle(
         seal(
             Manifest(
                 folder=folder,
-                task="instance-segmentation" if module.roi_heads.has_mask() else "detection",
+                task=task.name,
                 model=model_name,
                 labels=tuple(names),
                 canvas=canvas,
-                thresholds=thresholds.to_json(),
+                thresholds=thresholds,
                 files={},
                 artifacts=tuple(artifacts),
                 checkpoint_sha256=checkpoint_hash,
@@ -154,25 +163,63 @@ def seal(manifest: Manifest) -> None:
     (folder / MANIFEST).write_text(json.dumps(whole.to_json(), indent=2) + "\n", encoding="utf-8")
 
 
-def _check_labels(module: nn.Module, labels: Sequence[str]) -> None:
-    predictor = module.roi_heads.box_predictor
-    classes = getattr(getattr(predictor, "cls_score", None), "out_features", len(labels))
+def _task_of(module: nn.Module) -> Task:
+    """The task of a module that can be exported; ExportError for others."""
+    try:
+        task = task_of(module)
+    except ModelError as error:
+        raise ExportError(str(error)) from error
+    (check_dense if task.name in DENSE_TASKS else check_supported)(module)
+    return task
+
+
+def _thresholds(module: nn.Module, task: Task, options: ExportOptions) -> tuple[dict[str, Any], nn.Module, int]:
+    """What stands in the manifest, the module with it, and the cap of candidates. ExportError for options of others."""
+    given = {name: getattr(options, name) for name in ("score", "nms", "detections", "proposals")}
+    if task.name in DENSE_TASKS:
+        if wrong := [name for name, value in given.items() if value is not None]:
+            raise ExportError(f"{', '.join(wrong)}: a net for {task.name} has no such threshold, leave it out")
+        return dict(task.thresholds_of(module)), module, MAX_TOP_K
+    thresholds = thresholds_of(module, candidates=options.candidates, **given)
+    return thresholds.to_json(), with_thresholds(module, thresholds).eval(), thresholds.candidates
+
+
+def _stages_of(abstract: ir.Model, task: Task, alone: bool) -> tuple[list[Stage], list[OpBetween]]:
+    """Dense stages and the ops between them; nets without RoIs are one stage."""
+    if task.name in DENSE_TASKS:
+        return [whole_stage(lower(abstract, "portable"))], []
+    return stages(abstract, permute_weights=alone)
+
+
+def _check_labels(module: nn.Module, labels: Sequence[str], task: Task) -> None:
+    if task.name in DENSE_TASKS:
+        classes = module.num_classes
+    else:
+        predictor = module.roi_heads.box_predictor
+        classes = getattr(getattr(predictor, "cls_score", None), "out_features", len(labels))
     if len(labels) != classes:
         raise ExportError(
             f"expected {classes} labels (one for each class of the model, `__background__` first), found {len(labels)}"
         )
-    if labels[0] != "__background__" or any(name.splitlines() != [name] or not name.strip() for name in labels):
-        raise ExportError("expected `__background__` as the first label, and no label empty or with a line break")
+    no_background = task.name != "segmentation" and labels[0] != "__background__"
+    if no_background or any(name.splitlines() != [name] or not name.strip() for name in labels):
+        first = "" if task.name == "segmentation" else "`__background__` as the first label, and "
+        raise ExportError(f"expected {first}no label empty or with a line break")
 
 
 def _artifact(file: str, model: ir.Model, precision: str, canvas: Canvas) -> Artifact:
-    return Artifact("onnxruntime", Path(file).stem, precision, (file, WEIGHTS), **_borders(model, canvas))
+    form = Path(file).stem
+    backend = (
+        "tensorrt-rtx" if form == "plugin" else "onnxruntime"
+    )  # as for fp16 stages: either TensorRT builds from it
+    return Artifact(backend, form, precision, (file, WEIGHTS), **_borders(model, canvas))
 
 
 def _staged(
     model: ir.Model, dense: Sequence[Stage], between: Sequence[OpBetween], precision: str, canvas: Canvas
 ) -> list[Artifact]:
-    files = (*map(_stage_file, dense), WEIGHTS, CONSTANTS)
+    constants = (CONSTANTS,) if any(op.constants for op in between) else ()
+    files = (*map(_stage_file, dense), WEIGHTS, *constants)
     described = {
         "stages": tuple(stage.to_json(_stage_file(stage)) for stage in dense),
         "ops_between": tuple(op.to_json() for op in between),

@@ -13,6 +13,10 @@ from torch.library import CustomOpDef
 
 from .detections import onnx_forms as detections_forms
 from .detections.torch_op import detections as detections_op
+from .max_unpool import onnx_forms as max_unpool_forms
+from .max_unpool import pool_forms as max_pool_forms
+from .max_unpool.torch_op import max_pool_argmax as max_pool_op
+from .max_unpool.torch_op import max_unpool as max_unpool_op
 from .nms import onnx_forms as nms_forms
 from .nms.torch_op import nms as nms_op
 from .proposals import onnx_forms as proposals_forms
@@ -59,6 +63,8 @@ OPS: dict[str, Op] = {
         _op(nms_forms, nms_op),
         _op(proposals_forms, proposals_op),
         _op(detections_forms, detections_op),
+        _op(max_pool_forms, max_pool_op),
+        _op(max_unpool_forms, max_unpool_op),
     )
 }
 

@@ -12,18 +12,24 @@ import platform
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from .atomic import replace_file, write_file_atomic
+from .build_parts import MadePart, Part, constants_of, merged_facts, parts_of
 from .build_process import run_build
 from .bundle import MANIFEST, Artifact, Manifest, sha256_of
 from .errors import BackendError, BundleError
+from .polygraphy_build import polygraphy_version
 
 ENGINES = "engines"
+FORMS = ("native", "portable", "plugin", "staged")
+"""Of our ops, in ONNX files that engines are built from."""
+Files = dict[str, dict[str, Any]]  # entries of the manifest's `files`
 HARDWARE_LEVELS = ("same_compute_capability", "ampere_plus")
+LOADERS = ("polygraphy", "api")
 
 
 @dataclass(frozen=True)
@@ -36,8 +42,8 @@ class Target:
 
 
 TARGETS = {
-    "tensorrt-rtx": Target("tensorrt_rtx", ("portable",), 'pip install "regionrt[rtx]"'),
-    "tensorrt": Target("tensorrt", ("native", "portable"), 'pip install "regionrt[tensorrt]"'),
+    "tensorrt-rtx": Target("tensorrt_rtx", ("portable", "plugin", "staged"), 'pip install "regionrt[rtx]"'),
+    "tensorrt": Target("tensorrt", ("native", "portable", "plugin", "staged"), 'pip install "regionrt[tensorrt]"'),
 }
 
 
@@ -45,7 +51,8 @@ TARGETS = {
 class BuildOptions:
     """How to build. Raises ValueError for values out of range.
 
-    ops: form of the ONNX file to build from, "native" or "portable"; None: the first that the target takes.
+    ops: form of the ONNX file to build from, "native", "portable", "plugin" (with our kernels as TensorRT plugins) or
+        "staged" (an engine of each dense stage, for our kernels to run between); None: the first that the target takes.
     compute_capability: GPUs to build for, such as ("8.6", "8.9"); RTX only; (): 8.0 and all newer that it knows.
     optimization_level: 0 (quick to build) to 5 (quick to run); None: the library's own.
     workspace_mib: memory that a layer may use while it runs; None: the library's own limit.
@@ -56,6 +63,8 @@ class BuildOptions:
     refittable: the weights can be changed without building again.
     timing_cache: a file that keeps what was measured, so that the next build is quicker and chooses the same; made if
         it is not there. Full TensorRT only.
+    loader: "polygraphy" builds through Polygraphy's loaders, "api" by TensorRT's own calls; None: full TensorRT
+        through Polygraphy where that is installed.
     timeout_s: for each engine; then the build is stopped.
     verbose: TensorRT's messages go to standard error.
     """
@@ -69,12 +78,13 @@ class BuildOptions:
     hardware_compatibility: str | None = None
     refittable: bool = False
     timing_cache: Path | None = None
+    loader: str | None = None
     timeout_s: float = 3600.0
     verbose: bool = False
 
     def __post_init__(self) -> None:
-        if self.ops not in (None, "native", "portable"):
-            raise ValueError(f"ops {self.ops!r}: expected native or portable")
+        if self.ops not in (None, *FORMS):
+            raise ValueError(f"ops {self.ops!r}: expected {', '.join(FORMS)}")
         if isinstance(self.compute_capability, str):
             raise ValueError(f"compute_capability {self.compute_capability!r}: expected a tuple such as ('8.6', '8.9')")
         for capability in self.compute_capability:
@@ -92,6 +102,8 @@ class BuildOptions:
             raise ValueError(
                 f"hardware_compatibility {self.hardware_compatibility!r}: expected {' or '.join(HARDWARE_LEVELS)}"
             )
+        if self.loader not in (None, *LOADERS):
+            raise ValueError(f"loader {self.loader!r}: expected {' or '.join(LOADERS)}")
         if not self.timeout_s > 0:
             raise ValueError(f"timeout_s {self.timeout_s}: expected more than 0")
 
@@ -103,6 +115,7 @@ class BuildOptions:
             ("--optimization-level", self.optimization_level),
             ("--workspace", self.workspace_mib),
             ("--hardware-compatibility", self.hardware_compatibility),
+            ("--loader", self.loader),
         ):
             if value not in (None, ""):
                 words += [option, str(value)]
@@ -125,9 +138,10 @@ def build_engines(
 ) -> list[Artifact]:
     """Build an engine from each precision of the bundle's ONNX file and enter them in its manifest.
 
-    The engines appear together, in one step, as `engines/<target>-<form>-<precision>-….engine`; one that was built
-    before for the same target, form, precision and compute capabilities is replaced. When anything fails the bundle
-    stays as it was. The same ONNX file gives the same bytes again where its sizes are fixed.
+    The engines appear together, in one step, as `engines/<target>-<form>-<precision>-….engine` (staged: one for each
+    dense stage); one that was built before for the same target, form, precision and compute capabilities is replaced.
+    When anything fails the bundle stays as it was. The same ONNX file gives the same bytes again where its sizes are
+    fixed.
 
     Args:
         bundle: the bundle's folder.
@@ -149,35 +163,42 @@ def build_engines(
     bundle = Path(bundle)
     manifest = Manifest.read(bundle)
     sources = _sources(manifest, target, options)
-    built: list[tuple[str, dict[str, Any]]] = []  # file name inside the bundle, manifest entry
+    built: list[tuple[dict[str, Any], Files]] = []  # manifest entry, its engines
     new: list[str] = []
     try:
         for index, source in enumerate(sources):
             manifest.verify_files(source.files)
+            parts = parts_of(source)
             label = f"{target} {source.precision}"
+            files: Files = {}
+            made: list[MadePart] = []
+            for number, part in enumerate(parts):
+                start = (index + number / len(parts)) / len(sources)
 
-            def tell(phase: str, fraction: float, index: int = index, label: str = label) -> None:
-                if progress is not None:
-                    progress(f"{label}: {phase}", (index + fraction) / len(sources))
+                def tell(phase: str, fraction: float, label: str = label, start: float = start) -> None:
+                    if progress is not None:
+                        progress(f"{label}: {phase}", start + fraction / len(parts) / len(sources))  # noqa: B023
 
-            with tempfile.TemporaryDirectory() as scratch:
-                engine = Path(scratch, "engine")
-                job = _job(manifest, source, target, options, engine)
-                facts = run_build(job, options.timeout_s, tell)
-                digest = sha256_of(engine)
-                name = f"{ENGINES}/{_stem(source, target, options)}-{digest[:12]}.engine"
-                if not (bundle / name).exists():
-                    new.append(name)
-                with replace_file(bundle / name) as temporary:
-                    shutil.copyfile(engine, temporary)
+                with tempfile.TemporaryDirectory() as scratch:
+                    engine = Path(scratch, "engine")
+                    job = _job(manifest, source, part, target, options, engine)
+                    facts = run_build(job, options.timeout_s, tell)
+                    digest = sha256_of(engine)
+                    name = f"{ENGINES}/{_stem(source, part, target, options)}-{digest[:12]}.engine"
+                    if not (bundle / name).exists():
+                        new.append(name)
+                    with replace_file(bundle / name) as temporary:
+                        shutil.copyfile(engine, temporary)
+                files[name] = {"bytes": facts["engine_bytes"], "sha256": digest}
+                made.append(MadePart(part, name, {**facts, "sha256": digest}))
+                tell("done", 1.0)
             hashes = {file: sha256_of(manifest.path(file)) for file in source.files}
-            built.append((name, _entry(source, job, facts, hashes, name, digest)))
-            tell("done", 1.0)
+            built.append((_entry(source, job, made, hashes), files))
         _enter(bundle, built)
     except BaseException:
         _discard(bundle, new)
         raise
-    names = {name for name, _ in built}
+    names = {name for _, files in built for name in files}
     return [artifact for artifact in Manifest.read(bundle).artifacts if artifact.files[0] in names]
 
 
@@ -196,7 +217,12 @@ def _check_target(target: str, options: BuildOptions) -> None:
 def _sources(manifest: Manifest, target: str, options: BuildOptions) -> list[Artifact]:
     """The ONNX artefacts to build from: all precisions of the first form that the target takes and the bundle has."""
     forms = TARGETS[target].forms if options.ops is None else (options.ops,)
-    graphs = [artifact for artifact in manifest.artifacts if artifact.files and artifact.files[0].endswith(".onnx")]
+    graphs = [
+        artifact
+        for artifact in manifest.artifacts
+        # bf16 stages are fp32 files that an engine on a CPU computes in bf16
+        if artifact.files[0].endswith(".onnx") and (artifact.form, artifact.precision) != ("staged", "bf16")
+    ]
     for form in forms:
         chosen = {artifact.precision: artifact for artifact in reversed(graphs) if artifact.form == form}
         if chosen:
@@ -208,15 +234,19 @@ def _sources(manifest: Manifest, target: str, options: BuildOptions) -> list[Art
     )
 
 
-def _job(manifest: Manifest, source: Artifact, target: str, options: BuildOptions, engine: Path) -> dict[str, Any]:
+def _job(
+    manifest: Manifest, source: Artifact, part: Part, target: str, options: BuildOptions, engine: Path
+) -> dict[str, Any]:
     return {
         "target": target,
         "module": TARGETS[target].module,
+        "form": source.form,
         "get": TARGETS[target].get,
-        "onnx": str(manifest.path(source.files[0]).absolute()),
+        "onnx": str(manifest.path(part.file).absolute()),
         "engine": str(engine),
         "precision": source.precision,
-        "profiles": list(source.profiles) or [_batch_one(source)],
+        "profiles": list(part.profiles),
+        "channels_last": list(part.channels_last),
         "compute_capability": list(options.compute_capability),
         "optimization_level": options.optimization_level,
         "workspace_mib": options.workspace_mib,
@@ -225,47 +255,34 @@ def _job(manifest: Manifest, source: Artifact, target: str, options: BuildOption
         "hardware_compatibility": options.hardware_compatibility,
         "refittable": options.refittable,
         "timing_cache": None if options.timing_cache is None else str(options.timing_cache.absolute()),
+        "loader": options.loader or ("polygraphy" if target == "tensorrt" and polygraphy_version() else "api"),
         "options": options.arguments(),
         "verbose": options.verbose,
     }
 
 
-def _batch_one(source: Artifact) -> dict[str, Any]:
-    """The profile of an artefact that states none: one image, everything else fixed."""
-    profile = {}
-    for tensor in source.inputs:
-        shape = [1, *tensor["shape"][1:]]
-        if not all(isinstance(size, int) and size > 0 for size in shape):
-            raise BackendError(
-                f"input {tensor['name']} of {source.files[0]} has the dynamic shape {tensor['shape']} and the manifest "
-                "no profile for it; export the bundle again"
-            )
-        profile[tensor["name"]] = {"min": shape, "opt": shape, "max": shape}
-    return profile
-
-
-def _stem(source: Artifact, target: str, options: BuildOptions) -> str:
+def _stem(source: Artifact, part: Part, target: str, options: BuildOptions) -> str:
     capabilities = "".join(f"-sm{capability.replace('.', '')}" for capability in options.compute_capability)
-    return f"{target}-{source.form}-{source.precision}{capabilities}"
+    stage = f"-{part.stage['name']}" if part.stage is not None else ""
+    return f"{target}-{source.form}-{source.precision}{capabilities}{stage}"
 
 
-def _entry(
-    source: Artifact, job: dict[str, Any], facts: dict[str, Any], hashes: dict[str, str], name: str, digest: str
-) -> dict[str, Any]:
+def _entry(source: Artifact, job: dict[str, Any], made: Sequence[MadePart], hashes: dict[str, str]) -> dict[str, Any]:
     """The entry in `artifacts`, with the birth certificate. `hashes`: sha256 of each file it was built from."""
+    profiles = list(source.profiles) or made[0].part.profiles
     return {
         "backend": job["target"],
         "form": source.form,
         "precision": source.precision,
-        "files": [name],
+        "files": [*(each.engine for each in made), *constants_of(source)],
         "inputs": list(source.inputs),
         "outputs": list(source.outputs),
-        "profiles": job["profiles"],
-        "stages": [],
-        "ops_between": [],
+        "profiles": list(profiles),
+        "stages": [each.entry() for each in made if each.part.stage is not None],
+        "ops_between": list(source.ops_between),
         "engine": {
             "flavour": job["target"],
-            **facts,
+            **merged_facts([each.facts for each in made]),
             "version_compatible": job["version_compatible"],
             "host_code": job["version_compatible"] and not job["exclude_lean_runtime"],
             "hardware_compatibility": job["hardware_compatibility"] or "none",
@@ -274,32 +291,33 @@ def _entry(
             "os": platform.system(),
             "machine": platform.machine(),
             "precision": source.precision,
-            "profiles": job["profiles"],
+            "profiles": list(profiles),
             "onnx_sha256": hashes[source.files[0]],
             "built_from": hashes,
-            "sha256": digest,
         },
     }
 
 
-def _enter(bundle: Path, built: list[tuple[str, dict[str, Any]]]) -> None:
+def _enter(bundle: Path, built: list[tuple[dict[str, Any], Files]]) -> None:
     """Add the engines to manifest.json in one step, then remove the files of the engines that they replace."""
     with _locked(bundle):
         manifest = json.loads((bundle / MANIFEST).read_text(encoding="utf-8"))
-        for _, entry in built:
+        for entry, _ in built:
             for file, sha256 in entry["engine"]["built_from"].items():
                 if manifest["files"].get(file, {}).get("sha256") != sha256:
                     raise BundleError(f"{bundle}: {file} was exported anew during the build; build again")
-        identities = [_identity(entry) for _, entry in built]
-        kept = [entry for entry in manifest["artifacts"] if _identity(entry) not in identities]
+        identities = [_identity(entry) for entry, _ in built]
+        kept = [
+            entry for entry in manifest["artifacts"] if not (entry.get("engine") and _identity(entry) in identities)
+        ]
         kept.sort(key=lambda entry: not entry.get("engine"))  # engines first: where one can run, it is fastest
-        manifest["artifacts"] = [entry for _, entry in built] + kept
+        manifest["artifacts"] = [entry for entry, _ in built] + kept
         used = {file for entry in manifest["artifacts"] for file in entry["files"]}
         gone = [file for file in manifest["files"] if file.startswith(f"{ENGINES}/") and file not in used]
         for file in gone:
             del manifest["files"][file]
-        for name, entry in built:
-            manifest["files"][name] = {"bytes": entry["engine"]["engine_bytes"], "sha256": entry["engine"]["sha256"]}
+        for _, files in built:
+            manifest["files"].update(files)
         write_file_atomic(bundle / MANIFEST, json.dumps(manifest, indent=2) + "\n")
         for file in gone:
             with contextlib.suppress(OSError):  # the manifest no longer names it: it only takes space

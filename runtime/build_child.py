@@ -19,9 +19,21 @@ from types import ModuleType
 from typing import Any
 
 from .atomic import replace_file
+from .build_settings import (
+    Built,
+    check_profiles,
+    hardware_level,
+    known_capabilities,
+    one_line,
+    parse,
+    set_capabilities,
+    strong_typing,
+    take_channels_last,
+)
 from .cuda_devices import cuda_devices
 from .engine_layers import count_by_kind, parse_layers, prove_precision
 from .errors import BackendError
+from .polygraphy_build import build_through_polygraphy, polygraphy_version
 
 Answer = Callable[..., None]
 
@@ -48,7 +60,7 @@ def main() -> None:
     except OSError as error:
         answer(error=f"the engine could not be written: {error}")
     except Exception as error:  # the bindings raise what they like; here is the border where it becomes one line
-        answer(error=f"TensorRT failed: {type(error).__name__}: {_one_line(str(error))}")
+        answer(error=f"TensorRT failed: {type(error).__name__}: {one_line(str(error))}")
     os._exit(0)  # native libraries have crashed while they tidied up; the answer is out
 
 
@@ -60,19 +72,13 @@ def build(job: dict[str, Any], answer: Answer) -> dict[str, Any]:
     answer(progress=["parsing the ONNX file", 0.0])
     if job["target"] == "tensorrt":
         trt.init_libnvinfer_plugins(log, "")  # its parser makes RoiAlign a plugin of TensorRT's own
-    builder = trt.Builder(log)
-    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    parser = trt.OnnxParser(network, log)  # must outlive the build: it owns the weights
-    _parse(parser, network, job["onnx"])
-    convolutions = _convolutions(trt, network)
-    config = _config(trt, builder, network, job)
-    _load_timing_cache(config, job["timing_cache"])
-    config.progress_monitor = _monitor(trt, answer)
-    serialized = builder.build_serialized_network(network, config)
-    if serialized is None:
+    plugins = _plugins(trt, job)
+    way = build_through_polygraphy if job["loader"] == "polygraphy" else _build
+    built = way(trt, job, log, _monitor(trt, answer))
+    network, engine = built.network, built.engine
+    if engine is None:
         raise BackendError(f"TensorRT could not build the engine{_blame(trt, network)}: {log.last_errors()}")
-    _keep_timing_cache(config, job["timing_cache"])
-    engine = bytes(serialized)
+    convolutions = _convolutions(trt, network)
     layers = parse_layers(log.layers or _inspect(trt, log, engine))
     proof = prove_precision(layers, convolutions, job["precision"])
     capabilities, devices = _built_for(trt, job["compute_capability"])
@@ -82,12 +88,14 @@ def build(job: dict[str, Any], answer: Answer) -> dict[str, Any]:
         os.fsync(file.fileno())
     return {
         "version": trt.__version__,
+        "loader": f"polygraphy {polygraphy_version()}" if job["loader"] == "polygraphy" else "api",
         "compute_capabilities": capabilities,
         "devices": devices,
         "layer_types": count_by_kind(layers),
         "proof": proof,
         "data_dependent_shapes": _data_dependent(trt, network),
-        "tf32": config.get_flag(trt.BuilderFlag.TF32),
+        "plugins": [] if plugins is None else plugins.used(),
+        "tf32": built.config.get_flag(trt.BuilderFlag.TF32),
         "build_seconds": round(time.monotonic() - started, 2),
         "engine_bytes": len(engine),
     }
@@ -99,21 +107,35 @@ def _load(job: dict[str, Any]) -> ModuleType:
         _ = trt.Builder, trt.OnnxParser, trt.__version__  # a wheel that is a stub imports, and has nothing in it
     except (ImportError, OSError, AttributeError, RuntimeError) as error:
         raise BackendError(
-            f"{job['target']} cannot be loaded ({_one_line(str(error))}): install it with `{job['get']}`"
+            f"{job['target']} cannot be loaded ({one_line(str(error))}): install it with `{job['get']}`"
         ) from error
     return trt
 
 
-def _parse(parser: Any, network: Any, path: str) -> None:
-    if parser.parse_from_file(path) and network.num_outputs > 0:
-        return
-    errors = [parser.get_error(index) for index in range(parser.num_errors)]
-    told = []
-    for error in errors[-3:]:
-        where = f"{error.node_operator()} (node {error.node_name()!r}): " if error.node_operator() else ""
-        told.append(where + _one_line(error.desc()))
-    found = "; ".join(told) or "no network in it"  # the parser takes an empty file for an empty network
-    raise BackendError(f"TensorRT's parser refuses {Path(path).name}: {found}")
+def _build(trt: ModuleType, job: dict[str, Any], log: Any, monitor: Any) -> Built:
+    """By TensorRT's own calls."""
+    builder = trt.Builder(log)
+    typing = strong_typing(trt)
+    network = builder.create_network(0 if typing is None else 1 << int(typing))
+    parser = trt.OnnxParser(network, log)  # must outlive the build: it owns the weights
+    parse(parser, network, job["onnx"])
+    take_channels_last(trt, network, job)
+    config = _config(trt, builder, network, job)
+    _load_timing_cache(config, job["timing_cache"])
+    config.progress_monitor = monitor
+    serialized = builder.build_serialized_network(network, config)
+    if serialized is not None:
+        _keep_timing_cache(config, job["timing_cache"])
+    return Built(network, config, None if serialized is None else bytes(serialized), (builder, parser))
+
+
+def _plugins(trt: ModuleType, job: dict[str, Any]) -> Any:
+    """Our plugins, registered, for an ONNX file with their nodes; else None."""
+    if job["form"] != "plugin":
+        return None
+    from .engine_plugins.registration import register_to_build
+
+    return register_to_build(trt, job["hardware_compatibility"])
 
 
 def _convolutions(trt: ModuleType, network: Any) -> list[str]:
@@ -135,18 +157,10 @@ def _config(trt: ModuleType, builder: Any, network: Any, job: dict[str, Any]) ->
         config.builder_optimization_level = job["optimization_level"]
     if job["workspace_mib"] is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, job["workspace_mib"] << 20)
-    if job["compute_capability"]:
-        config.num_compute_capabilities = len(job["compute_capability"])
-        for index, member in enumerate(_capability_members(trt, job["compute_capability"])):
-            config.set_compute_capability(member, index)
+    set_capabilities(trt, config, job)
     _set_flags(trt, config, job)
-    inputs = {network.get_input(index).name for index in range(network.num_inputs)}
+    check_profiles(network, job)
     for shapes in job["profiles"]:
-        if shapes.keys() != inputs:
-            raise BackendError(
-                f"expected a profile for the inputs {sorted(inputs)}, found one for {sorted(shapes)} in the manifest; "
-                "export the bundle again"
-            )
         profile = builder.create_optimization_profile()
         for name, shape in shapes.items():
             profile.set_shape(name, shape["min"], shape["opt"], shape["max"])
@@ -164,15 +178,9 @@ def _set_flags(trt: ModuleType, config: Any, job: dict[str, Any]) -> None:
     for option, flag in flags.items():
         if job[option]:
             config.set_flag(getattr(trt.BuilderFlag, flag))
-    if job["hardware_compatibility"] is not None:
-        levels = trt.HardwareCompatibilityLevel.__members__
-        level = job["hardware_compatibility"].upper()
-        if level not in levels:
-            raise BackendError(
-                f"{trt.__name__} {trt.__version__} has no hardware compatibility {job['hardware_compatibility']!r}: "
-                f"it knows {', '.join(name.lower() for name in levels)}"
-            )
-        config.hardware_compatibility_level = levels[level]
+    level = hardware_level(trt, job)
+    if level is not None:
+        config.hardware_compatibility_level = level
 
 
 def _load_timing_cache(config: Any, path: str | None) -> None:
@@ -197,23 +205,6 @@ def _data_dependent(trt: ModuleType, network: Any) -> bool:
     """Whether sizes or the number of steps inside depend on the data: such an engine is no CUDA graph."""
     kinds = {getattr(trt.LayerType, name, None) for name in ("NMS", "NON_ZERO", "TRIP_LIMIT", "CONDITION")}
     return any(network.get_layer(index).type in kinds for index in range(network.num_layers))
-
-
-def known_capabilities(trt: ModuleType) -> dict[str, Any]:
-    """What the library can build for, by name ("8.6"); empty for full TensorRT, which builds for the GPU it runs on."""
-    members = trt.ComputeCapability.__members__ if hasattr(trt, "ComputeCapability") else {}
-    return {f"{name[2:-1]}.{name[-1]}": member for name, member in members.items() if name.startswith("SM")}
-
-
-def _capability_members(trt: ModuleType, asked: list[str]) -> list[Any]:
-    known = known_capabilities(trt)
-    unknown = [capability for capability in asked if capability not in known]
-    if unknown:
-        can = f"it knows {', '.join(known)}" if known else "it builds for the GPU that it runs on, leave the option out"
-        raise BackendError(
-            f"{trt.__name__} {trt.__version__} cannot build for compute capability {', '.join(unknown)}: {can}"
-        )
-    return [known[capability] for capability in asked]
 
 
 def _built_for(trt: ModuleType, asked: list[str]) -> tuple[list[str], list[str]]:
@@ -261,8 +252,8 @@ def _logger(trt: ModuleType, answer: Answer, verbose: bool) -> Any:
                 return
             level = str(severity).rpartition(".")[2]
             if level in ("ERROR", "INTERNAL_ERROR") and "Thread context has not been set" not in text:
-                self.errors.append(_one_line(text))
-                answer(log=[level, _one_line(text)])
+                self.errors.append(one_line(text))
+                answer(log=[level, one_line(text)])
             elif verbose and level != "VERBOSE":
                 answer(log=[level, text])
 
@@ -314,10 +305,6 @@ def _end_with_parent(engine: Path) -> None:
     with contextlib.suppress(OSError):
         engine.unlink()
     os._exit(1)
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())[:600]
 
 
 if __name__ == "__main__":

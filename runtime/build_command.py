@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from .build import DEFAULT_OPTIONS, HARDWARE_LEVELS, TARGETS, BuildOptions, build_engines
+from .build import DEFAULT_OPTIONS, FORMS, HARDWARE_LEVELS, LOADERS, TARGETS, BuildOptions, build_engines
 from .bundle import Artifact
 from .errors import RegionRTError
 
@@ -61,6 +61,7 @@ def _options(parser: argparse.ArgumentParser, asked: argparse.Namespace) -> Buil
             hardware_compatibility=asked.hardware_compatibility,
             refittable=asked.refittable,
             timing_cache=asked.timing_cache,
+            loader=asked.loader,
             timeout_s=asked.timeout,
             verbose=asked.verbose,
         )
@@ -72,7 +73,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="regionrt build", description="Build engines from a bundle's ONNX files.")
     parser.add_argument("bundle", type=Path, help="the bundle's folder")
     parser.add_argument("--target", choices=list(TARGETS), default="tensorrt-rtx", help="default: %(default)s")
-    parser.add_argument("--ops", choices=["native", "portable"], help="form to build from; default: the target's first")
+    parser.add_argument(
+        "--ops", choices=list(FORMS), help="form to build from; default: the target's first that there is"
+    )
     parser.add_argument(
         "--compute-capability",
         default="",
@@ -90,6 +93,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--refittable", action="store_true", help="its weights can be changed later")
     parser.add_argument("--timing-cache", type=Path, metavar="FILE", help="keeps what was measured (tensorrt)")
+    parser.add_argument(
+        "--loader", choices=LOADERS, help="build through Polygraphy, or not; default: where installed (tensorrt)"
+    )
     parser.add_argument(
         "--timeout", type=float, default=DEFAULT_OPTIONS.timeout_s, metavar="S", help="default: %(default)g"
     )

@@ -1,6 +1,7 @@
 """The parent's side of a build: start the child, hear its answers, turn whatever becomes of it into one clear error."""
 
 import json
+import os
 import queue
 import signal
 import subprocess
@@ -9,6 +10,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, Any
 
@@ -28,6 +30,7 @@ def run_build(
     """
     command, environment = module_command("build_child")
     with tempfile.TemporaryDirectory() as scratch, open(Path(scratch, "stderr"), "w+b") as errors:
+        _link_library(job["module"], Path(scratch), environment)
         child = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
@@ -45,6 +48,22 @@ def run_build(
             for pipe in (child.stdin, child.stdout):
                 if pipe is not None:
                     pipe.close()
+
+
+def _link_library(module: str, folder: Path, environment: dict[str, str]) -> None:
+    """Let the child find TensorRT for RTX by the name under which its parser opens it once there are plugins.
+
+    The wheel holds `libtensorrt_rtx.so.1` only, and a parser that does not find `libtensorrt_rtx.so` ends the process.
+    The loader reads LD_LIBRARY_PATH when a process starts, so it cannot be mended in the child.
+    """
+    spec = find_spec(f"{module}_libs")
+    for root in (spec.submodule_search_locations or ()) if spec is not None else ():
+        for library in sorted(Path(root).glob(f"lib{module}.so.*")):
+            link = folder / f"lib{module}.so"
+            if not (Path(root) / link.name).exists() and not link.is_symlink():
+                link.symlink_to(library.absolute())
+                path = (str(folder), environment.get("LD_LIBRARY_PATH", ""))
+                environment["LD_LIBRARY_PATH"] = os.pathsep.join(filter(None, path))
 
 
 def _listen(

@@ -17,10 +17,12 @@ from .preflight import why_not
 
 FORMAT = "regionrt-bundle/1"
 MANIFEST = "manifest.json"
-TASKS = ("detection", "instance-segmentation")
+TASKS = ("detection", "instance-segmentation", "segmentation", "localisation")
 MAX_TEXT_BYTES = 16 * 1024 * 1024
 """Largest manifest or label file that is read into memory."""
 THRESHOLDS = ("score", "nms", "detections", "proposals", "proposal_nms", "candidates")
+"""What a detector's manifest must have; of the other tasks' `_THRESHOLDS_OF`."""
+_THRESHOLDS_OF = {"segmentation": (), "localisation": ("score",)}
 _REQUIRED = {"format", "task", "model", "labels_file", "canvas", "thresholds", "files", "artifacts"}
 
 
@@ -52,6 +54,13 @@ class Artifact:
 
     def __str__(self) -> str:
         return f"{self.backend} {self.form} {self.precision}"
+
+    @property
+    def engine_files(self) -> tuple[str, ...]:
+        """Those of `files` that are engines: built on a machine, for a machine."""
+        if self.engine is None:
+            return ()
+        return tuple(name for name in self.files if name.endswith(".engine")) or self.files[:1]
 
     def to_json(self) -> dict[str, Any]:
         data: dict[str, Any] = {"backend": self.backend, "form": self.form, "precision": self.precision}
@@ -121,7 +130,7 @@ class Manifest:
         _expect(isinstance(data.get("versions", {}), Mapping), "manifest: versions", "an object", data.get("versions"))
         files = {name: _file_entry(name, entry) for name, entry in data["files"].items()}
         artifacts = tuple(Artifact.from_json(entry) for entry in data["artifacts"])
-        engines = {artifact.files[0] for artifact in artifacts if artifact.engine is not None}
+        engines = {name for artifact in artifacts for name in artifact.engine_files}
         for name, entry in files.items():
             if name in engines:
                 inside(folder, name)  # its own artefact's matter: it can be built again, `preflight` tells
@@ -134,9 +143,9 @@ class Manifest:
             folder=folder,
             task=data["task"],
             model=data["model"],
-            labels=_read_labels(folder, labels_file, files[labels_file]),
+            labels=_read_labels(folder, labels_file, files[labels_file], data["task"]),
             canvas=Canvas.from_json(data["canvas"]),
-            thresholds=_thresholds(data["thresholds"]),
+            thresholds=_thresholds(data["thresholds"], _THRESHOLDS_OF.get(data["task"], THRESHOLDS)),
             files=files,
             artifacts=artifacts,
             max_batch=max_batch,
@@ -288,23 +297,22 @@ def _check_size(folder: Path, name: str, entry: FileEntry) -> None:
         )
 
 
-def _read_labels(folder: Path, name: str, entry: FileEntry) -> tuple[str, ...]:
+def _read_labels(folder: Path, name: str, entry: FileEntry, task: str) -> tuple[str, ...]:
     path = inside(folder, name)
     labels = tuple(_read_text(path).splitlines())
     if sha256_of(path) != entry["sha256"]:
         raise BundleError(f"{path}: changed since the export (another sha256); copy or export the bundle again")
-    _expect(
-        len(labels) >= 2 and labels[0] == "__background__",
-        str(path),
-        "__background__ and at least one name",
-        labels[:2],
-    )
+    if task == "segmentation":
+        _expect(2 <= len(labels) <= 255, str(path), "2 to 255 names", f"{len(labels)} names")
+    else:
+        has_background = len(labels) >= 2 and labels[0] == "__background__"
+        _expect(has_background, str(path), "__background__ and at least one name", labels[:2])
     return labels
 
 
-def _thresholds(data: Any) -> dict[str, float]:
+def _thresholds(data: Any, names: Iterable[str]) -> dict[str, float]:
     _expect(isinstance(data, Mapping), "manifest: thresholds", "an object", data)
-    for name in THRESHOLDS:
+    for name in names:
         value = data.get(name)
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
         _expect(number and 0 <= value < float("inf"), f"manifest: thresholds: {name}", "a number ≥ 0", value)

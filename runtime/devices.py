@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
 
-from .build_child import known_capabilities
+from .build_settings import known_capabilities
 from .child import module_command
 from .cuda_devices import cuda_devices
 from .machine import why_no_driver

@@ -12,6 +12,7 @@ from .bundle import Artifact, Manifest
 from .errors import BackendError, BundleError
 from .predictor import Predictor, check_score
 from .preflight import LIBRARIES, rebuild_command, why_not_this_gpu, why_not_this_library
+from .semantic import predictor_class
 from .tuning import in_measured_order
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def load(
         BackendError: nothing in it can run here as asked; the message says why for each artefact.
     """
     manifest = Manifest.read(path)
-    check_score(score_threshold, manifest.thresholds["score"])
+    check_score(score_threshold, manifest.thresholds.get("score", 0.0))
     measured = in_measured_order(manifest)
     ordered = _without_compiled_ops_last(manifest.artifacts) if measured is None else measured
     wanted = [artifact for artifact in ordered if _wanted(artifact, backend, form, precision)]
@@ -75,10 +76,10 @@ def load(
 
 
 def _without_compiled_ops_last(artifacts: tuple[Artifact, ...]) -> tuple[Artifact, ...]:
-    """The staged form is the fastest with our compiled ops, and the slowest where NumPy computes them."""
+    """On a CPU the staged form is the fastest with our compiled ops, and the slowest where NumPy computes them."""
     if all(a.form != "staged" for a in artifacts) or native.about().variant != native.NUMPY:
         return artifacts
-    return tuple(sorted(artifacts, key=lambda artifact: artifact.form == "staged"))
+    return tuple(sorted(artifacts, key=lambda a: a.form == "staged" and a.backend not in LIBRARIES))
 
 
 def _left_out(artifact: Artifact, why: str) -> dict[str, Any]:
@@ -111,12 +112,12 @@ def runner_for(
         from .backends.onnxruntime import OnnxRuntimeRunner
 
         return OnnxRuntimeRunner(manifest.path(artifact.files[0]), threads=threads)
+    if artifact.backend in LIBRARIES:
+        return _engine_runner(manifest, artifact, allow_host_code)
     if artifact.form == "staged":
         from .backends.staged import StagedRunner
 
         return StagedRunner(manifest, artifact, _stage_engine(artifact, threads))
-    if artifact.backend in LIBRARIES:
-        return _engine_runner(manifest, artifact, allow_host_code)
     raise BackendError(f"this version of regionrt does not execute the backend {artifact.backend!r}")
 
 
@@ -148,6 +149,12 @@ def _engine_runner(manifest: Manifest, artifact: Artifact, allow_host_code: bool
     if why:
         raise BackendError(f"{why}; {again}")
     try:
+        if artifact.form == "staged":
+            from .backends.staged_cuda import StagedCudaRunner
+            from .backends.tensorrt_stages import TensorRTStages
+
+            engine = TensorRTStages(artifact.backend, cuda, trt, allow_host_code=allow_host_code)
+            return StagedCudaRunner(manifest, artifact, engine, cuda)
         path = manifest.path(artifact.files[0])
         return TensorRTRunner(path, artifact.backend, certificate, allow_host_code=allow_host_code, cuda=cuda, trt=trt)
     except BackendError as error:
@@ -168,7 +175,7 @@ def _predictor(
         **getattr(runner, "about", {}),
         **how,
     }
-    return Predictor(
+    return predictor_class(manifest.task)(
         runner,
         manifest.canvas,
         manifest.labels,

@@ -45,6 +45,8 @@ def why_not(manifest: Manifest, artifact: Artifact, allow_host_code: bool = Fals
 
 def _why_no_engine(manifest: Manifest, artifact: Artifact, allow_host_code: bool) -> str | None:
     """Everything that stands in the way, so that a user does not mend one thing only to meet the next."""
+    if artifact.engine is None and artifact.files[0].endswith(".onnx"):
+        return f"it runs as engines, which are built from it: {rebuild_command(manifest, artifact)}"
     certificate = artifact.engine or {}
     machine, engine = [], []
     library = library_for(artifact.backend)
@@ -69,6 +71,7 @@ def _why_no_engine(manifest: Manifest, artifact: Artifact, allow_host_code: bool
         if built is not None and built != found:
             engine.append(f"built on {built}, this is {found}")
     engine += _differs_from_manifest(manifest, artifact, certificate)
+    engine += _why_no_plugins(certificate)
     if certificate.get("host_code") and not allow_host_code:
         machine.append(
             "it brings code for the host (its own lean runtime), which would run with the rights of this process: "
@@ -91,6 +94,17 @@ def _installed_version(module: str) -> str | None:
         return None
 
 
+def _why_no_plugins(certificate: Mapping[str, Any]) -> list[str]:
+    """Plugins of ours that the engine needs in this process, and that are not here in that version."""
+    needed = certificate.get("plugins") or []
+    if not needed:
+        return []
+    from .engine_plugins.registration import why_not_here
+
+    why = why_not_here(needed)
+    return [] if why is None else [why]
+
+
 def _differs_from_manifest(manifest: Manifest, artifact: Artifact, certificate: Mapping[str, Any]) -> list[str]:
     told = []
     flavour, precision = certificate.get("flavour"), certificate.get("precision")
@@ -102,9 +116,10 @@ def _differs_from_manifest(manifest: Manifest, artifact: Artifact, certificate: 
         entry = manifest.files.get(name)
         if entry is not None and entry["sha256"] != sha256:
             told.append(f"built from another {name} ({sha256[:12]}…) than the bundle holds ({entry['sha256'][:12]}…)")
-    name = artifact.files[0]
-    entry = manifest.files.get(name)
-    if artifact.engine is not None and entry is not None:
+    for name in artifact.engine_files:
+        entry = manifest.files.get(name)
+        if entry is None:
+            continue
         path = manifest.path(name)
         if not path.is_file():
             told.append(f"{name} is missing from the bundle")
@@ -121,15 +136,17 @@ def why_not_this_library(certificate: Mapping[str, Any], version: str) -> str | 
 
 
 def _version_differs(certificate: Mapping[str, Any], version: str) -> list[str]:
-    """TensorRT executes engines of exactly its own version; version-compatible ones of its major version, not newer."""
+    """TensorRT executes engines of exactly its own version; version-compatible ones of its major version that are not
+    newer, and TensorRT 11 those of TensorRT 10 (its support matrix, "Engine Portability")."""
     built = certificate.get("version")
     if built is None or built == version:
         return []
     if certificate.get("version_compatible"):
         mine, its = _numbers(version), _numbers(built)
-        if mine[:1] == its[:1] and mine >= its:
+        if (mine[:1] == its[:1] and mine >= its) or (its[:1], mine[:1]) == ((10,), (11,)):
             return []
-        return [f"built with version {built}: needs {its[0]}.x from {built} on, this is {version}"]
+        later = " or 11.x" if its[:1] == (10,) else ""
+        return [f"built with version {built}: needs {its[0]}.x from {built} on{later}, this is {version}"]
     return [f"built with version {built}, this is {version}"]
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -16,6 +15,7 @@ import numpy as np
 
 from .atomic import write_file_atomic
 from .bundle import MANIFEST, Artifact, Manifest, sha256_of
+from .cache import cache_folder
 from .clock import TimingOptions, measure
 from .errors import BackendError, OutputError
 from .machine import describe_machine
@@ -111,7 +111,7 @@ def autotune(
 
 def in_measured_order(manifest: Manifest) -> tuple[Artifact, ...] | None:
     """The manifest's artefacts, those that `autotune` has measured here first; None if it never ran here."""
-    if not _cache_folder().is_dir():
+    if not cache_folder("autotune").is_dir():
         return None
     path = _cache_file(manifest)
     try:
@@ -141,11 +141,6 @@ def _in_turn(runner: Any, placed: Sequence[tuple[np.ndarray, np.ndarray]]) -> Ca
     return call
 
 
-def _cache_folder() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "regionrt" / "autotune"
-
-
 def _cache_file(manifest: Manifest) -> Path:
     machine = describe_machine()
     versions = {}
@@ -155,4 +150,4 @@ def _cache_file(manifest: Manifest) -> Path:
         except metadata.PackageNotFoundError:
             versions[backend] = "none"
     what = [sha256_of(manifest.folder / MANIFEST), machine["processor"], machine["usable_cores"], versions]
-    return _cache_folder() / f"{hashlib.sha256(json.dumps(what).encode()).hexdigest()[:32]}.json"
+    return cache_folder("autotune") / f"{hashlib.sha256(json.dumps(what).encode()).hexdigest()[:32]}.json"

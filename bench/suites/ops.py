@@ -379,6 +379,33 @@ def resize_cases(threads: int) -> list[Case]:
     return cases
 
 
+def unpool_cases(threads: int) -> list[Case]:
+    """The first pooling of SegNet on half a CamVid frame, and the way back."""
+    x = np.random.default_rng(6).standard_normal((1, 64, 180, 240), np.float32)
+    tensor = torch.from_numpy(x)
+    values, argmax = native.max_pool(x, kernel=2, stride=2, threads=threads)
+    held, out = native.MaxPooled(np.empty_like(values), np.empty_like(argmax)), np.empty_like(x)
+    pooled, flat = torch.nn.functional.max_pool2d(tensor, 2, 2, return_indices=True)
+    pooling = {
+        "ours": lambda: native.max_pool(x, kernel=2, stride=2, out=held, threads=threads).values,
+        "torchvision": lambda: torch.nn.functional.max_pool2d(tensor, 2, 2, return_indices=True)[0],
+    }
+    back = {
+        "ours": lambda: native.max_unpool(
+            values, argmax, kernel=2, stride=2, size=x.shape[2:], out=out, threads=threads
+        ),
+        "torchvision": lambda: torch.nn.functional.max_unpool2d(pooled, flat, 2, 2),
+    }
+
+    def same(calls: Mapping[str, Callable[[], Any]]) -> str:
+        return "equal" if np.array_equal(calls["ours"](), calls["torchvision"]().numpy()) else "different values"
+
+    return [
+        Case("max pooling with places 64×180×240", "ours", pooling, lambda: same(pooling)),
+        Case("max unpooling 64×180×240", "ours", back, lambda: same(back)),
+    ]
+
+
 CASES: Sequence[Callable[[int], list[Case]]] = (
     roi_align_cases,
     nms_cases,
@@ -386,6 +413,7 @@ CASES: Sequence[Callable[[int], list[Case]]] = (
     detections_cases,
     mask_cases,
     resize_cases,
+    unpool_cases,
 )
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import onnx_ir as ir
 import onnxscript
 
-from regionrt.plugins.ops import DOMAIN, OPS, OPSET
+from regionrt.plugins.ops import DOMAIN, OPS, OPSET, VERSION
 
 from ..errors import ExportError
 
@@ -37,7 +37,7 @@ def function_of(node: ir.Node, form: str, name: str) -> ir.Function:
         ir.Value(name=f"input_{i}", type=value.type, shape=value.shape) for i, value in enumerate(node.inputs) if value
     ]
     try:
-        return onnxscript.build_function(
+        function = onnxscript.build_function(
             lambda op, *values: list(write(op, values, attributes)),
             inputs,
             domain=DOMAIN,
@@ -46,6 +46,9 @@ def function_of(node: ir.Node, form: str, name: str) -> ir.Function:
         )
     except ValueError as error:
         raise ExportError(str(error)) from error
+    if any(inner.domain == DOMAIN for inner in function.all_nodes()):  # plugins for TensorRT, which stay nodes
+        function.opset_imports[DOMAIN] = VERSION
+    return function
 
 
 def base_op(node: ir.Node) -> str:

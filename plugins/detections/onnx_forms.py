@@ -1,4 +1,4 @@
-"""RegionDetections in ONNX: its schema, and its native and portable forms, which differ in NMS only."""
+"""RegionDetections in ONNX: its schema, and its native, portable and plugin forms, which differ in NMS only."""
 
 from onnx.defs import OpSchema
 
@@ -46,7 +46,12 @@ def portable(op, inputs, attributes):
     return _emit(op, inputs, attributes, "portable")
 
 
-FORMS = {"native": native, "portable": portable}
+def plugin(op, inputs, attributes):
+    """With our NMS as a plugin of TensorRT; around it TopK and arithmetic."""
+    return _emit(op, inputs, attributes, "plugin")
+
+
+FORMS = {"native": native, "portable": portable, "plugin": plugin}
 
 
 def _emit(op, inputs, attributes, form):

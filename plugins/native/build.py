@@ -43,8 +43,9 @@ class BuildError(Exception):
 
 
 def sources() -> list[Path]:
-    """Every file that the library is made of."""
-    return sorted([*PLUGINS.rglob("*.h"), *PLUGINS.rglob("*.cpp")])
+    """Every file that the library is made of; TensorRT's plugins are a library of their own."""
+    found = [*PLUGINS.rglob("*.h"), *PLUGINS.rglob("*.cpp")]
+    return sorted(path for path in found if not path.name.startswith("tensorrt_"))
 
 
 def sources_hash() -> str:
@@ -85,9 +86,9 @@ def build(folder: Path, machine: str | None = None) -> Path:
             *[("variant.cpp", name, (f"-DREGIONRT_VARIANT={name}", *flags)) for name, flags in variants.items()],
         ]:
             objects.append(str(Path(temporary, f"{name}.o")))
-            _run([*compiler, *FLAGS, *flags, "-c", str(HERE / source), "-o", objects[-1]])
+            run([*compiler, *FLAGS, *flags, "-c", str(HERE / source), "-o", objects[-1]])
         made = Path(temporary, NAME)
-        _run([*compiler, *objects, *LINK, "-o", str(made)])
+        run([*compiler, *objects, *LINK, "-o", str(made)])
         folder.mkdir(parents=True, exist_ok=True)
         beside = folder / f".{NAME}.new"
         shutil.copy(made, beside)
@@ -95,7 +96,7 @@ def build(folder: Path, machine: str | None = None) -> Path:
     return folder / NAME
 
 
-def _run(command: list[str]) -> None:
+def run(command: list[str]) -> None:
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     except OSError as error:

@@ -3,15 +3,20 @@
 `python plugins/native/cuda.py` compiles every kernel for every architecture with nvcc and writes docs/kernels.md; it
 fails when a kernel spills where it must not, or RoIAlign takes more than 64 registers. PTX of CUDA 13 is refused by
 drivers of CUDA 12, so it is made by the NVRTC of the target's own CUDA (wheel `nvidia-cuda-nvrtc`; needs no GPU).
+`python plugins/native/cuda.py --sources [FOLDER]` puts the kernels' sources where the runtime compiles them from
+(default: runtime/gpu/sources beside plugins/); needs nothing but the standard library.
 """
 
 from __future__ import annotations
 
+import itertools
+import os
 import re
 import shutil
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -19,6 +24,8 @@ from typing import Any
 
 PLUGINS = Path(__file__).resolve().parent.parent
 REPORT = PLUGINS.parent / "docs" / "kernels.md"
+SOURCES = PLUGINS.parent / "runtime" / "gpu" / "sources"
+FLAGS_LINE = "// nvrtc:"  # what the runtime reads the flags from
 ARCHITECTURES = ("75", "80", "86", "87", "89", "90", "100", "110", "120")
 WITHOUT_SPILLS = ("80", "86", "87", "89", "90")
 MOST_REGISTERS = {"roi_align": 64}
@@ -32,6 +39,7 @@ FLAGS = {
     "proposals": ("--fmad=false",),
     "detections": ("--fmad=false",),
     "mask_paste": ("--fmad=false",),
+    "max_unpool": (),
 }
 
 
@@ -70,6 +78,19 @@ def _inlined(path: Path, seen: set[Path]) -> str:
         elif line != "#pragma once":
             lines.append(line)
     return "\n".join(lines) + "\n"
+
+
+def write_sources(folder: Path = SOURCES) -> None:
+    """`<op>.cu` for each op in `folder`: its flags in the first line, then its kernels as one text."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for op, flags in FLAGS.items():
+        text = f"{FLAGS_LINE} {' '.join(('--std=c++17', *flags))}\n{source(op)}"
+        target = folder / f"{op}.cu"
+        if target.is_file() and target.read_text(encoding="utf-8") == text:
+            continue
+        beside = folder / f".{op}.cu.{os.getpid()}"
+        beside.write_text(text, encoding="utf-8")
+        os.replace(beside, target)
 
 
 @cache
@@ -154,7 +175,8 @@ def report(uses: list[KernelUse], compiler: str) -> str:
         f"Written by `python plugins/native/cuda.py` with {compiler}. Registers per thread by",
         "architecture; `+n`: bytes spilled.",
         "None may spill for sm_80 to sm_90, and RoIAlign may take 64 registers at most: the build fails otherwise.",
-        "None of the kernels has run on a GPU yet; they are tested on the CPU (`tests/plugins/test_*kernel*.py`).",
+        "They are tested on the CPU, thread by thread (`tests/plugins/test_*kernel*.py`), and on a GPU where one is",
+        "(`python3 -m pytest tests/gpu -m gpu`, `make gpu`).",
         "",
         "| kernel | shared bytes | " + " | ".join(f"sm_{a}" for a in ARCHITECTURES) + " |",
         "|---|---|" + "---|" * len(ARCHITECTURES),
@@ -167,8 +189,15 @@ def report(uses: list[KernelUse], compiler: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def main() -> None:
-    uses = [use for op in FLAGS for a in ARCHITECTURES for use in compile_with_nvcc(op, a)]
+def main(arguments: list[str]) -> None:
+    if arguments[:1] == ["--sources"]:
+        folder = Path(arguments[1]) if len(arguments) > 1 else SOURCES
+        write_sources(folder)
+        print(folder)
+        return
+    pairs = list(itertools.product(FLAGS, ARCHITECTURES))
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        uses = [use for found in pool.map(compile_with_nvcc, *zip(*pairs, strict=True)) for use in found]
     said = subprocess.run(["nvcc", "--version"], capture_output=True, text=True, check=False).stdout
     release = re.search(r"release [\d.]+, V[\d.]+", said)
     REPORT.write_text(report(uses, f"nvcc {release[0] if release else ''}".strip()), encoding="utf-8")
@@ -180,6 +209,6 @@ def main() -> None:
 
 if __name__ == "__main__":
     try:
-        main()
+        main(sys.argv[1:])
     except KernelError as error:
         sys.exit(f"error: {error}")

@@ -141,6 +141,11 @@ struct Call<void (*)(A...)> {
         kernel(*static_cast<std::remove_cv_t<A>*>(args[I])...);
     }
     static void with(void (*kernel)(A...), void** args) { with(kernel, args, std::index_sequence_for<A...>{}); }
+    static int32_t sizes(int32_t* each) {
+        int32_t count = 0;
+        ((each[count++] = (int32_t)sizeof(A)), ...);
+        return count;
+    }
 };
 
 }  // namespace cuda_on_cpu
@@ -168,21 +173,35 @@ inline unsigned __ballot_sync(unsigned, int predicate) {
     return votes;
 }
 
-inline double __shfl_xor_sync(unsigned, double value, int distance) {
+template <class T>
+T shuffled(T value, int lane) {  // of this thread's warp
     using namespace cuda_on_cpu;
     memcpy(&exchange[running->number], &value, sizeof value);
     __syncwarp();
-    double other;
-    memcpy(&other, &exchange[running->number ^ distance], sizeof other);
+    T other;
+    memcpy(&other, &exchange[running->number / kWarp * kWarp + lane], sizeof other);
     __syncwarp();
     return other;
 }
 
-inline float __shfl_xor_sync(unsigned mask, float value, int distance) {
-    return (float)__shfl_xor_sync(mask, (double)value, distance);
+template <class T>
+T __shfl_sync(unsigned, T value, int lane) {
+    return shuffled(value, lane);
+}
+
+template <class T>
+T __shfl_xor_sync(unsigned, T value, int distance) {
+    return shuffled(value, cuda_on_cpu::running->number % cuda_on_cpu::kWarp ^ distance);
+}
+
+template <class T>
+T __shfl_up_sync(unsigned, T value, int distance) {
+    const int lane = cuda_on_cpu::running->number % cuda_on_cpu::kWarp;
+    return shuffled(value, lane < distance ? lane : lane - distance);
 }
 
 inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
+inline int __clz(int bits) { return bits ? __builtin_clz((unsigned)bits) : 32; }
 inline int __ffs(int bits) { return __builtin_ffs(bits); }
 inline int atomicAdd(int* address, int value) {
     const int before = *address;
@@ -195,11 +214,15 @@ inline int atomicAdd(int* address, int value) {
     static_assert(sizeof(Type) <= cuda_on_cpu::kShared, "a block has 48 KiB");             \
     Type& name = *reinterpret_cast<Type*>(cuda_on_cpu::shared_memory)
 
-// `int32_t launch_<kernel>(grid, block, arguments)`, as cuLaunchKernel takes them.
+// `int32_t launch_<kernel>(grid, block, arguments)`, as cuLaunchKernel takes them; `int32_t parameters_<kernel>(sizes)`
+// gives the number of its parameters and their bytes.
 #define REGIONRT_EXPORT(kernel)                                                                              \
     extern "C" int32_t launch_##kernel(const int32_t* grid, const int32_t* block, void** arguments) {        \
         return cuda_on_cpu::launch([](void** a) { cuda_on_cpu::Call<decltype(&kernel)>::with(&kernel, a); }, \
                                    grid, block, arguments);                                                  \
+    }                                                                                                        \
+    extern "C" int32_t parameters_##kernel(int32_t* sizes) {                                                 \
+        return cuda_on_cpu::Call<decltype(&kernel)>::sizes(sizes);                                           \
     }
 
 extern "C" void regionrt_thread_order(int32_t descending) { cuda_on_cpu::descending = descending; }

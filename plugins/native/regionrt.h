@@ -7,7 +7,7 @@
 
 #include <stdint.h>
 
-#define REGIONRT_ABI 2
+#define REGIONRT_ABI 3
 
 #define REGIONRT_NO_MEMORY 1
 
@@ -155,6 +155,28 @@ typedef struct {
     int32_t threads;
 } regionrt_resize_call;
 
+// Max pooling with the place of each maximum in its window (plugins/max_unpool).
+typedef struct {
+    const void* x;    // [planes, height, width] of `type`
+    void* values;     // [planes, rows, columns] of `type`, out
+    int32_t* argmax;  // [planes, rows, columns], out: row · kernel + column
+    int64_t planes;   // N · C
+    int32_t height, width, rows, columns, kernel, stride;  // kernel <= stride; each window begins inside the map
+    int32_t type;
+    int32_t threads;
+} regionrt_max_pool_call;
+
+// The way back (plugins/max_unpool).
+typedef struct {
+    const void* x;          // [planes, rows, columns] of `type`
+    const int32_t* argmax;  // [planes, rows, columns]; other places than a window has, or outside the map: left out
+    void* out;              // [planes, height, width] of `type`
+    int64_t planes;
+    int32_t height, width, rows, columns, kernel, stride;
+    int32_t type;
+    int32_t threads;
+} regionrt_max_unpool_call;
+
 #define REGIONRT_PUBLIC __attribute__((visibility("default")))
 
 REGIONRT_PUBLIC int32_t regionrt_abi(void);
@@ -182,6 +204,8 @@ REGIONRT_PUBLIC int32_t regionrt_paste(const regionrt_paste_call* call);
 REGIONRT_PUBLIC int32_t regionrt_extents(const regionrt_extents_call* call);
 REGIONRT_PUBLIC int32_t regionrt_rle(const regionrt_rle_call* call);
 REGIONRT_PUBLIC int32_t regionrt_resize(const regionrt_resize_call* call);
+REGIONRT_PUBLIC int32_t regionrt_max_pool(const regionrt_max_pool_call* call);
+REGIONRT_PUBLIC int32_t regionrt_max_unpool(const regionrt_max_unpool_call* call);
 
 // sizeof of a call's struct by the function's name, 0 for an unknown one: ctypes' layout is checked against it.
 REGIONRT_PUBLIC int64_t regionrt_sizeof(const char* function);

@@ -17,6 +17,8 @@ struct Table {
     int32_t (*extents)(const regionrt_extents_call*);
     int32_t (*rle)(const regionrt_rle_call*);
     int32_t (*resize)(const regionrt_resize_call*);
+    int32_t (*max_pool)(const regionrt_max_pool_call*);
+    int32_t (*max_unpool)(const regionrt_max_unpool_call*);
 };
 
 }  // namespace regionrt

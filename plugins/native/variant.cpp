@@ -6,6 +6,7 @@
 #include "../detections/cpu.cpp"
 #include "../mask_paste/cpu.cpp"
 #include "../mask_paste/rle.cpp"
+#include "../max_unpool/cpu.cpp"
 #include "../nms/cpu.cpp"
 #include "../proposals/cpu.cpp"
 #include "../pyramid_pool/cpu.cpp"
@@ -18,7 +19,8 @@
 namespace regionrt {
 namespace REGIONRT_VARIANT {
 
-extern const Table table = {roi_align, roi_pool, pyramid_pool, warp, nms, proposals, detections, paste, extents, rle, resize};
+extern const Table table = {roi_align, roi_pool, pyramid_pool, warp,   nms,      proposals, detections,
+                            paste,     extents,  rle,          resize, max_pool, max_unpool};
 
 }  // namespace REGIONRT_VARIANT
 }  // namespace regionrt

@@ -1,4 +1,4 @@
-"""RegionNms in ONNX: its schema, and its native and portable forms."""
+"""RegionNms in ONNX: its schema, and its native, portable and plugin forms."""
 
 from typing import Any
 
@@ -6,7 +6,9 @@ import onnx_ir as ir
 from onnx.defs import OpSchema
 
 from .. import boxes as box_math
+from .. import plugin_nodes
 from ..schemas import FLOAT32, INT32, attribute, domain_schema
+from .tensorrt_plugin import MOST_BOXES, PLUGINS
 
 SCHEMA = domain_schema(
     "RegionNms",
@@ -33,12 +35,19 @@ def portable(op, inputs, attributes):
     return [emit(op, boxes, classes, attributes["iou_threshold"], attributes["num_classes"], "portable")]
 
 
-FORMS = {"native": native, "portable": portable}
+def plugin(op, inputs, attributes):
+    """By one node for TensorRT, which launches our kernel."""
+    boxes, classes = inputs
+    return [emit(op, boxes, classes, attributes["iou_threshold"], attributes["num_classes"], "plugin")]
+
+
+FORMS = {"native": native, "portable": portable, "plugin": plugin}
 
 
 def emit(op: Any, boxes: Any, classes: Any, iou_threshold: float, num_classes: int, form: str) -> Any:
     """Nodes of the given form for `boxes` float32 [N, Q, 4], `classes` int32 [N, Q]; Q must be known. -> bool [N, Q]"""
-    return {"native": _emit_native, "portable": _emit_portable}[form](op, boxes, classes, iou_threshold, num_classes)
+    emitters = {"native": _emit_native, "portable": _emit_portable, "plugin": _emit_plugin}
+    return emitters[form](op, boxes, classes, iou_threshold, num_classes)
 
 
 def _emit_native(op, boxes, classes, iou_threshold, num_classes):
@@ -90,3 +99,15 @@ def _emit_portable(op, boxes, classes, iou_threshold, num_classes):
     )
     keep = op.Loop(None, op.Constant(value=ir.tensor(True)), valid, body=body)
     return op.Greater(keep, 0.5)
+
+
+def _emit_plugin(op, boxes, classes, iou_threshold, num_classes):
+    rows = None if classes.shape is None else classes.shape[1]
+    if isinstance(rows, int) and rows > MOST_BOXES:
+        raise ValueError(
+            f"the plugin form of RegionNms takes at most {MOST_BOXES} boxes of an image, found {rows}: export "
+            "with fewer candidates, or lower the detector's rpn_pre_nms_top_n"
+        )
+    (plugin_of_nms,) = PLUGINS
+    fields = {"iou_threshold": iou_threshold, "num_classes": num_classes}
+    return plugin_nodes.emit(op, plugin_of_nms, [boxes, classes], fields)

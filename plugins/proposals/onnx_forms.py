@@ -1,4 +1,4 @@
-"""RegionProposals in ONNX: its schema, and its native and portable forms, which differ in NMS only."""
+"""RegionProposals in ONNX: its schema, and its native, portable and plugin forms, which differ in NMS only."""
 
 from onnx.defs import OpSchema
 
@@ -38,7 +38,12 @@ def portable(op, inputs, attributes):
     return _emit(op, inputs, attributes, "portable")
 
 
-FORMS = {"native": native, "portable": portable}
+def plugin(op, inputs, attributes):
+    """With our NMS as a plugin of TensorRT; around it TopK and arithmetic."""
+    return _emit(op, inputs, attributes, "plugin")
+
+
+FORMS = {"native": native, "portable": portable, "plugin": plugin}
 _PADDING = -3e38  # lower than any logit of a net
 
 

@@ -1,10 +1,12 @@
-"""RegionRoiAlign in ONNX: its schema, and its native and portable forms."""
+"""RegionRoiAlign in ONNX: its schema, and its native, portable and plugin forms."""
 
 import onnx_ir as ir
 from onnx.defs import OpSchema
 
+from .. import plugin_nodes
 from ..schemas import FLOATS, MIXED, attribute, domain_schema
 from .reference import level_thresholds
+from .tensorrt_plugin import MOST_LEVELS, PLUGINS
 
 SCHEMA = domain_schema(
     "RegionRoiAlign",
@@ -149,7 +151,25 @@ def portable(op, inputs, attributes):
     return [_unflatten(op, op.Transpose(result, perm=[0, 3, 1, 2]), rois, features[0], attributes)]
 
 
-FORMS = {"native": native, "portable": portable}
+def plugin(op, inputs, attributes):
+    """By one node for TensorRT, which launches our kernel: all levels at once."""
+    features, rois, counts = _split_inputs(inputs, attributes)
+    if len(features) > MOST_LEVELS:
+        raise ValueError(
+            f"the plugin form of RegionRoiAlign takes at most {MOST_LEVELS} feature levels, the model has "
+            f"{len(features)}: use the native form"
+        )
+    fields = {name: attributes[name] for name in ("output_height", "output_width", "sampling_ratio", "aligned")}
+    fields["spatial_scales"] = list(attributes["spatial_scales"][: len(features)])
+    fields["level_areas"] = [0.0, *_thresholds(attributes)]
+    fields["maximum"] = int(attributes["mode"] == "max")
+    pooled = plugin_nodes.emit(op, PLUGINS[len(features) - 1], [*features, rois, counts], fields)  # [N·P, C, h, w]
+    size = [fields["output_height"], fields["output_width"]]
+    shape = op.Concat(op.Shape(rois, start=0, end=2), op.Shape(features[0], start=1, end=2), size, axis=0)
+    return [op.Reshape(pooled, shape)]
+
+
+FORMS = {"native": native, "portable": portable, "plugin": plugin}
 
 
 def _thresholds(attributes):

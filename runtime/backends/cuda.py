@@ -1,4 +1,4 @@
-"""CUDA for the engine backends, in the driver API's terms: memory, streams, copies, graphs. cuda-python, or pycuda.
+"""CUDA for the backends, in the driver API's terms: memory, streams, copies, kernels, graphs. cuda-python, or pycuda.
 
 One `Cuda` per process and GPU works in the GPU's primary context, which TensorRT and torch use too. Addresses and
 handles are integers. Nothing here touches the driver before `open_cuda` has found that there is one: initialising
@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib
-import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,6 +19,7 @@ from regionrt.runtime.machine import why_no_driver
 
 INSTALL = "pip install cuda-python"
 _LIBRARIES = ("cuda-python", "pycuda")
+Argument = ctypes.c_void_p | ctypes.c_int32 | ctypes.c_float | ctypes.Structure
 
 
 class Graph(Protocol):
@@ -36,6 +36,8 @@ class Cuda(Protocol):
     library: str  # "cuda-python" or "pycuda"
     device_name: str
     compute_capability: str  # "8.6"
+    driver_version: tuple[int, int]
+    """The newest CUDA that the driver knows: (12, 6)."""
 
     def make_current(self) -> None:
         """For each thread, before anything else: CUDA's context is a property of the thread."""
@@ -63,7 +65,30 @@ class Cuda(Protocol):
     def download(self, host: np.ndarray, address: int, stream: int) -> None:
         """The device to pinned memory, on the stream. `host` is filled after `synchronize`."""
 
+    def fill(self, address: int, value: int, size: int, stream: int) -> None:
+        """`size` bytes of the device become `value`, on the stream."""
+
+    def copy(self, to: int, source: int, size: int, stream: int) -> None:
+        """From the device to the device, on the stream."""
+
     def synchronize(self, stream: int) -> None: ...
+
+    def load_module(self, image: bytes) -> int:
+        """Kernels compiled for this GPU (a cubin), or PTX."""
+
+    def unload_module(self, module: int) -> None: ...
+
+    def function(self, module: int, name: str) -> int:
+        """A kernel by its name; it lives as long as its module."""
+
+    def launch(
+        self, function: int, grid: Sequence[int], block: int, arguments: Sequence[Argument], stream: int
+    ) -> None:
+        """Puts a kernel on the stream: up to three sizes of the grid, threads per block, arguments in their order.
+
+        Arguments are ctypes values (`c_void_p` for an address on the device, `c_int32`, a Structure by value); they
+        are read before this returns.
+        """
 
     def capture(self, stream: int, enqueue: Callable[[], None]) -> Graph | None:
         """What `enqueue` puts on the stream, as a graph, not run; None where the library cannot capture."""
@@ -86,7 +111,11 @@ def open_cuda(device: int = 0, library: str | None = None) -> Cuda:
         except (ImportError, OSError) as error:
             missing.append(f"{name} ({' '.join(str(error).split())[:200]})")
             continue
-        return CudaPython(binding, device) if name == "cuda-python" else PyCuda(binding, device)
+        if name == "cuda-python":
+            return CudaPython(binding, device)
+        from .pycuda import PyCuda
+
+        return PyCuda(binding, device)
     raise BackendError(f"no CUDA library can be imported: {', '.join(missing)}; {INSTALL}")
 
 
@@ -114,6 +143,7 @@ class CudaPython:
             for part in ("MAJOR", "MINOR")
         )
         self.compute_capability = f"{major}.{minor}"
+        self.driver_version = version_of(self._call("cuDriverGetVersion"))
         self.device_name = self._call("cuDeviceGetName", 256, self._device).split(b"\0")[0].decode()
 
     def _call(self, function: str, *arguments: Any) -> Any:
@@ -162,8 +192,30 @@ class CudaPython:
     def download(self, host: np.ndarray, address: int, stream: int) -> None:
         self._call("cuMemcpyDtoHAsync", host.ctypes.data, address, host.nbytes, stream)
 
+    def fill(self, address: int, value: int, size: int, stream: int) -> None:
+        self._call("cuMemsetD8Async", address, value, size, stream)
+
+    def copy(self, to: int, source: int, size: int, stream: int) -> None:
+        self._call("cuMemcpyDtoDAsync", to, source, size, stream)
+
     def synchronize(self, stream: int) -> None:
         self._call("cuStreamSynchronize", stream)
+
+    def load_module(self, image: bytes) -> int:
+        return int(self._call("cuModuleLoadData", image))
+
+    def unload_module(self, module: int) -> None:
+        self._call("cuModuleUnload", module)
+
+    def function(self, module: int, name: str) -> int:
+        return int(self._call("cuModuleGetFunction", module, name.encode()))
+
+    def launch(
+        self, function: int, grid: Sequence[int], block: int, arguments: Sequence[Argument], stream: int
+    ) -> None:
+        sizes = (*grid, 1, 1)[:3]
+        addresses = (ctypes.c_void_p * len(arguments))(*map(ctypes.addressof, arguments))
+        self._call("cuLaunchKernel", function, *sizes, block, 1, 1, 0, stream, ctypes.addressof(addresses), 0)
 
     def capture(self, stream: int, enqueue: Callable[[], None]) -> Graph | None:
         # Thread-local: another thread's allocations must not break this capture.
@@ -194,74 +246,6 @@ class _CudaPythonGraph:
         self._cuda._call("cuGraphExecDestroy", self._executable)
 
 
-class PyCuda:
-    """`Cuda` on pycuda.driver, which keeps objects where CUDA has handles, and has no stream capture."""
-
-    library = "pycuda"
-
-    def __init__(self, driver: Any, device: int = 0) -> None:
-        self._driver = driver
-        self._call(driver.init)
-        found = self._call(driver.Device.count)
-        if not 0 <= device < found:
-            raise BackendError(f"GPU {device}: the driver shows {found} (CUDA_VISIBLE_DEVICES hides others)")
-        gpu = driver.Device(device)
-        self._context = self._call(gpu.retain_primary_context)
-        self._threads = threading.local()
-        self._held: dict[int, Any] = {}  # by address or handle
-        self.make_current()
-        self.compute_capability = "{}.{}".format(*gpu.compute_capability())
-        self.device_name = gpu.name()
-
-    def _call(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        try:
-            return function(*arguments)
-        except self._driver.Error as error:
-            raise BackendError(f"CUDA: {' '.join(str(error).split())[:300]}") from error
-
-    def make_current(self) -> None:
-        if not getattr(self._threads, "current", False):
-            self._call(self._context.push)
-            self._threads.current = True
-
-    def memory_bytes(self) -> tuple[int, int]:
-        free, total = self._call(self._driver.mem_get_info)
-        return int(free), int(total)
-
-    def allocate(self, size: int) -> int:
-        memory = self._call(self._driver.mem_alloc, max(size, 1))
-        self._held[int(memory)] = memory
-        return int(memory)
-
-    def free(self, address: int) -> None:
-        self._call(self._held.pop(address).free)
-
-    def pinned(self, size: int) -> np.ndarray:
-        memory = self._call(self._driver.pagelocked_empty, max(size, 1), np.uint8)
-        self._held[memory.ctypes.data] = memory
-        return memory[:size]
-
-    def free_pinned(self, memory: np.ndarray) -> None:
-        self._call(self._held.pop(memory.ctypes.data).base.free)
-
-    def stream(self) -> int:
-        stream = self._call(self._driver.Stream)
-        self._held[stream.handle] = stream
-        return stream.handle
-
-    def free_stream(self, stream: int) -> None:
-        del self._held[stream]  # pycuda destroys a stream with its object
-
-    def upload(self, address: int, host: np.ndarray, stream: int) -> None:
-        self._call(self._driver.memcpy_htod_async, address, host, self._held[stream])
-
-    def download(self, host: np.ndarray, address: int, stream: int) -> None:
-        self._call(self._driver.memcpy_dtoh_async, host, address, self._held[stream])
-
-    def synchronize(self, stream: int) -> None:
-        # A stream that was not made here (of an array on the GPU) has no object: wait for the whole context.
-        held = self._held.get(stream)
-        self._call(self._context.synchronize if held is None else held.synchronize)
-
-    def capture(self, stream: int, enqueue: Callable[[], None]) -> Graph | None:
-        return None
+def version_of(number: int) -> tuple[int, int]:
+    """The driver's 12060 as (12, 6)."""
+    return number // 1000, number % 1000 // 10

@@ -8,16 +8,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import NoneType
 from typing import Any, Protocol
 
 import numpy as np
 
 from regionrt.runtime import native
 from regionrt.runtime.bundle import Artifact, Manifest
-from regionrt.runtime.errors import BackendError, BundleError
+from regionrt.runtime.errors import BackendError
 
-OUTPUTS = ("num_detections", "boxes", "scores", "labels", "overflow", "masks")
+from .staged_steps import OUTPUTS, checked_stages, in_order, read_constants
+
 _STEP = 32  # an engine prepares for each number of rows anew: it sees multiples of this, and
 _CHUNK = 256  # at most so many at once: their features then stay in the cache (fc6 of 1000 RoIs: a quarter faster)
 
@@ -96,12 +96,12 @@ class StagedRunner:
         self.name = engine.name
         self.threads = engine.threads
         self._stages = {
-            stage["name"]: engine.open(manifest.path(stage["file"]), stage) for stage in checked_stages(artifact)
+            stage["name"]: engine.open(manifest.path(stage["file"]), stage) for stage in checked_stages(artifact, _OPS)
         }
         types = {stage.feature_type for stage in self._stages.values()}
         (self._feature_type,) = types or {np.dtype(np.float32)}
-        constants = _read_constants(manifest, artifact)
-        self.steps = _in_order([*artifact.stages], [*artifact.ops_between], set(constants))
+        constants = read_constants(manifest, artifact)
+        self.steps = in_order([*artifact.stages], [*artifact.ops_between], set(constants))
         self._constants = constants
         self._counts_of = {
             name: op["inputs"][-1] for op in artifact.ops_between for name in op["outputs"] if _is_pooling(op)
@@ -112,6 +112,7 @@ class StagedRunner:
             name for stage in images for name in stage["outputs"]
         }  # the engine's memory, not the caller's
         self._by_row = {name for stage in artifact.stages if stage not in images for name in stage["outputs"]}
+        self._outputs = tuple(output["name"] for output in artifact.outputs) or OUTPUTS
         self._idle: list[_Worker] = []
         self._lock = threading.Lock()
         self._closed = False
@@ -135,8 +136,8 @@ class StagedRunner:
                 values.update(self._step(worker, step, values))
                 if tell is not None:
                     tell(step["name"], time.perf_counter() - start)
-            slots = values["boxes"].shape[1]
-            return {name: self._owned(name, values[name], slots) for name in OUTPUTS if name in values}
+            slots = values["boxes"].shape[1] if "boxes" in values else 0  # label maps have no rows
+            return {name: self._owned(name, values[name], slots) for name in self._outputs if name in values}
 
     def _owned(self, name: str, value: Any, slots: int) -> np.ndarray:
         """An output that the next request does not write over."""
@@ -376,36 +377,6 @@ def usual_shapes(stage: Mapping[str, Any]) -> dict[str, list[int | None]]:
     return {name: [first, *stage["shapes"][name][1:]] for name in stage["inputs"]}
 
 
-def checked_stages(artifact: Artifact) -> tuple[Mapping[str, Any], ...]:
-    """The dense stages of a staged artefact. BundleError where the manifest does not describe them as it should."""
-    wanted: dict[str, Any] = {
-        "name": str,
-        "file": str,
-        "inputs": list,
-        "outputs": list,
-        "shapes": dict,
-        "slots": (int, NoneType),
-        "channels_last": list,
-    }
-    for stage in artifact.stages:
-        for key, kind in wanted.items():
-            if not isinstance(stage, Mapping) or key not in stage or not isinstance(stage[key], kind):
-                raise BundleError(f"manifest: stages: expected {key} of each stage; export the bundle again")
-        if stage["file"] not in artifact.files:
-            raise BundleError(f"manifest: stages: {stage['file']!r} is none of the artefact's files")
-    for op in artifact.ops_between:
-        if not isinstance(op, Mapping) or op.get("op") not in _OPS:
-            found = op.get("op") if isinstance(op, Mapping) else op
-            raise BackendError(
-                f"{artifact}: this version of regionrt knows no op {found!r} between stages; update it, or use the "
-                "form native"
-            )
-        if not all(isinstance(op.get(key), kind) for key, kind in
-                   (("inputs", list), ("outputs", list), ("attributes", dict))):  # fmt: skip
-            raise BundleError(f"manifest: ops_between: {op['op']} is not whole; export the bundle again")
-    return artifact.stages
-
-
 def _packed(values: np.ndarray, counts: np.ndarray) -> Rows:
     """[N, slots, …] without the rows behind the counts."""
     return Rows(np.concatenate([rows[:count] for rows, count in zip(values, counts, strict=True)]), counts)
@@ -413,36 +384,3 @@ def _packed(values: np.ndarray, counts: np.ndarray) -> Rows:
 
 def _is_pooling(op: Mapping[str, Any]) -> bool:
     return op["op"] in _POOLINGS
-
-
-def _in_order(
-    stages: list[Mapping[str, Any]], ops: list[Mapping[str, Any]], known: set[str]
-) -> list[Mapping[str, Any]]:
-    """Stages and ops in an order in which each finds its inputs. BundleError where there is none."""
-    have = {*known, "images", "image_sizes"}
-    left = [*stages, *ops]
-    ordered: list[Mapping[str, Any]] = []
-    while left:
-        step = next((s for s in left if have.issuperset(s["inputs"])), None)
-        if step is None:
-            missing = sorted({name for s in left for name in s["inputs"]} - have)
-            raise BundleError(f"manifest: stages: nothing gives {', '.join(missing)}; export the bundle again")
-        ordered.append({"name": f"{step['op']}_{len(ordered)}", **step} if "op" in step else step)
-        have.update(step["outputs"])
-        left.remove(step)
-    return ordered
-
-
-def _read_constants(manifest: Manifest, artifact: Artifact) -> dict[str, np.ndarray]:
-    """Inputs of ops that never change, from the artefact's .npz."""
-    found: dict[str, np.ndarray] = {}
-    for name in artifact.files:
-        if name.endswith(".npz"):
-            try:
-                with np.load(manifest.path(name), allow_pickle=False) as arrays:
-                    found |= {key: np.ascontiguousarray(arrays[key]) for key in arrays.files}
-            except (OSError, ValueError) as error:
-                raise BundleError(
-                    f"{manifest.path(name)}: expected arrays: {error}; export the bundle again"
-                ) from error
-    return found

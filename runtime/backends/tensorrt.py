@@ -19,7 +19,8 @@ from regionrt.runtime.errors import BackendError
 from regionrt.runtime.preflight import LIBRARIES
 
 from .cuda import Cuda, open_cuda
-from .engine_worker import Engine, Profile, Worker, require_memory
+from .engine_worker import Engine, EngineSessions, Profile
+from .gpu_worker import Pool, Worker, require_memory
 
 INPUTS = {"images": np.dtype(np.uint8), "image_sizes": np.dtype(np.int32)}
 DEFAULT_WORKERS = 2
@@ -41,7 +42,8 @@ class TensorRTRunner:
         cuda, trt: in the place of the libraries that are installed.
 
     Raises:
-        BackendError: no driver, no library, an engine that they refuse, too little GPU memory.
+        BackendError: no driver, no library, a plugin that is not here, an engine that they refuse, too little GPU
+            memory.
     """
 
     def __init__(
@@ -57,16 +59,21 @@ class TensorRTRunner:
     ) -> None:
         if flavour not in LIBRARIES:
             raise ValueError(f"flavour {flavour!r}: expected {' or '.join(LIBRARIES)}")
-        if workers < 1:
-            raise ValueError(f"workers: expected at least 1, got {workers}")
         self.name = flavour
+        self._pool = Pool(workers, self._new_worker)
         certificate = certificate or {}
         self._cuda = open_cuda() if cuda is None else cuda
         self._cuda.make_current()
         trt = import_library(flavour) if trt is None else trt
-        self._engine = _open(Path(path), trt, self._cuda, allow_host_code)
-        self._captures = not certificate.get("data_dependent_shapes", False)
-        self._pool = _Pool(workers, self._new_worker)
+        if certificate.get("plugins"):
+            from regionrt.runtime.engine_plugins.registration import register_to_load
+
+            register_to_load(trt, certificate["plugins"], self._cuda)
+        self._engine = open_engine(Path(path), trt, self._cuda, allow_host_code)
+        if self._engine.inputs != INPUTS:
+            expected, found = ({name: str(dtype) for name, dtype in of.items()} for of in (INPUTS, self._engine.inputs))
+            raise BackendError(f"{path}: expected the inputs {expected}, found {found}; this is no detector of ours")
+        self._why_no_graph = "its shapes depend on the data" if certificate.get("data_dependent_shapes") else None
         try:
             self._pool.give(self._pool.take())  # what cannot run says so now
         except BaseException:
@@ -81,7 +88,8 @@ class TensorRTRunner:
         }
 
     def _new_worker(self) -> Worker:
-        return Worker(self._engine, self._cuda, self._captures)
+        sessions = EngineSessions(self._engine, self._cuda)
+        return Worker(sessions, self._cuda, self._cuda.stream(), self._why_no_graph)
 
     @property
     def why_no_graph(self) -> str | None:
@@ -107,57 +115,6 @@ class TensorRTRunner:
         self._pool.close()
 
 
-class _Pool:
-    """At most `limit` workers, made on demand. `close` frees the idle ones at once, the others when they come back."""
-
-    def __init__(self, limit: int, make: Any) -> None:
-        self._limit, self._make = limit, make
-        self._idle: list[Worker] = []
-        self._made = 0
-        self._closed = False
-        self._changed = threading.Condition()
-        self._reason: str | None = None
-
-    def take(self) -> Worker:
-        with self._changed:
-            while True:
-                if self._closed:
-                    raise BackendError("this predictor is closed; load the bundle again")
-                if self._idle:
-                    return self._idle.pop()
-                if self._made < self._limit:
-                    try:
-                        worker = self._make()
-                    except BackendError:
-                        if self._made == 0:
-                            raise
-                        self._limit = self._made  # no memory for one more: wait for those that there are
-                        continue
-                    self._made += 1
-                    return worker
-                self._changed.wait()
-
-    def give(self, worker: Worker) -> None:
-        with self._changed:
-            self._reason = self._reason or worker.why_no_graph
-            if self._closed:
-                worker.close()
-            else:
-                self._idle.append(worker)
-                self._changed.notify()
-
-    def first_reason(self) -> str | None:
-        with self._changed:
-            return self._reason
-
-    def close(self) -> None:
-        with self._changed:
-            self._closed = True
-            while self._idle:
-                self._idle.pop().close()
-            self._changed.notify_all()
-
-
 def import_library(flavour: str) -> ModuleType:
     """The first module of this flavour that can be imported. BackendError if none can."""
     reasons = []
@@ -173,7 +130,8 @@ def import_library(flavour: str) -> ModuleType:
     raise BackendError(f"{flavour} cannot be imported ({'; '.join(reasons)}): pip install 'regionrt[{extra}]'")
 
 
-def _open(path: Path, trt: Any, cuda: Cuda, allow_host_code: bool) -> Engine:
+def open_engine(path: Path, trt: Any, cuda: Cuda, allow_host_code: bool = False) -> Engine:
+    """An engine file, deserialised. BackendError: it cannot be read, too little GPU memory, the library refuses it."""
     log = _logger(trt)
     label = f"{trt.__name__} {path.name}"
     try:
@@ -198,9 +156,6 @@ def _open(path: Path, trt: Any, cuda: Cuda, allow_host_code: bool) -> Engine:
     dtypes = {name: np.dtype(trt.nptype(handle.get_tensor_dtype(name))) for name in names}
     inputs = {name: dtypes[name] for name in names if modes[name] == trt.TensorIOMode.INPUT}
     outputs = {name: dtypes[name] for name in names if modes[name] == trt.TensorIOMode.OUTPUT}
-    if inputs != INPUTS:
-        expected, found = ({name: str(dtype) for name, dtype in of.items()} for of in (INPUTS, inputs))
-        raise BackendError(f"{path}: expected the inputs {expected}, found {found}; this is no detector of ours")
     profiles = []
     for index in range(handle.num_optimization_profiles):
         ranges = {name: [tuple(shape) for shape in handle.get_tensor_profile_shape(name, index)] for name in inputs}

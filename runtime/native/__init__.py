@@ -13,6 +13,7 @@ from .bilinear import resize_bilinear
 from .detections import DetectionArrays, detections
 from .library import NUMPY, About, about, usable_variants, using
 from .masks import paste_crops, paste_masks, paste_rles
+from .max_unpool import MaxPooled, max_pool, max_unpool
 from .nms import nms
 from .proposals import Proposals, proposals
 from .pyramid_pool import pyramid_pool
@@ -24,9 +25,12 @@ __all__ = [
     "NUMPY",
     "About",
     "DetectionArrays",
+    "MaxPooled",
     "Proposals",
     "about",
     "detections",
+    "max_pool",
+    "max_unpool",
     "narrowed",
     "nms",
     "paste_crops",

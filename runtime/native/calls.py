@@ -76,6 +76,18 @@ CALLS = {
         (_LONG, "row_bytes out_row_bytes"),
         (_INT, "height width channels out_height out_width threads"),
     ),
+    "max_pool": _layout(
+        "MaxPoolCall",
+        (_POINTER, "x values argmax"),
+        (_LONG, "planes"),
+        (_INT, "height width rows columns kernel stride type threads"),
+    ),
+    "max_unpool": _layout(
+        "MaxUnpoolCall",
+        (_POINTER, "x argmax out"),
+        (_LONG, "planes"),
+        (_INT, "height width rows columns kernel stride type threads"),
+    ),
 }
 """By function: the one structure that `regionrt_<function>` takes."""
 

@@ -6,8 +6,9 @@ import pytest
 from tiny_detectors import LABELS
 
 from regionrt.export import ExportOptions, export_bundle
-from regionrt.runtime.build import build_engines
+from regionrt.runtime.build import BuildOptions, build_engines
 from regionrt.runtime.bundle import Manifest
+from regionrt.runtime.errors import BackendError
 
 pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed: pip install 'regionrt[rtx]'")
 
@@ -30,3 +31,41 @@ def test_an_engine_of_each(name, precision, request, tmp_path, instant):
     shapes = engine.profiles[0]["images"]
     assert (shapes["min"] == shapes["max"]) == (name == "fixed")
     Manifest.read(tmp_path / "bundle").verify_files()
+
+
+@pytest.mark.parametrize("forms", [("staged",), ("portable", "staged")])
+def test_an_engine_of_each_stage(forms, dynamic, tmp_path, instant):
+    """With other forms beside it the box head's weights stay as they were: its engine takes RoI features channels last
+    all the same. Built again, it replaces itself, and what it was built from stays."""
+    instant(of=dynamic)
+    options = ExportOptions(size=dynamic.options.size, dynamic=True, precision="fp16", ops=forms)
+    export_bundle(dynamic.module, tmp_path / "bundle", options, labels=LABELS)
+    asked = BuildOptions(ops="staged", compute_capability=("8.6",))
+    told = []
+    (built,) = build_engines(tmp_path / "bundle", options=asked, progress=lambda phase, done: told.append(done))
+    assert told == sorted(told)
+    assert told[-1] == 1
+    assert (built.backend, built.form, built.precision) == ("tensorrt-rtx", "staged", "fp16")
+    assert [stage["name"] for stage in built.stages] == ["dense_0", "dense_1", "dense_2"]
+    assert [stage["file"] for stage in built.stages] == list(built.files[:-1]) == list(built.engine_files)
+    assert built.engine["proof"]["share"] == 1.0
+    assert built.engine["engine_bytes"] == sum(
+        (tmp_path / "bundle" / name).stat().st_size for name in built.engine_files
+    )
+    for stage in built.stages:
+        for name in set(stage["inputs"]) & {"roi_features", "mask_roi_features"}:
+            assert name in stage["channels_last"]
+            assert stage["shapes"][name][-1] == 8
+    (again,) = build_engines(tmp_path / "bundle", options=asked)
+    manifest = Manifest.read(tmp_path / "bundle")
+    staged = [a for a in manifest.artifacts if a.form == "staged"]
+    assert [a.engine is None for a in staged] == [False, True]
+    assert {name for name in manifest.files if name.endswith(".engine")} == set(again.engine_files)
+    assert len(list((tmp_path / "bundle" / "engines").iterdir())) == 3
+    manifest.verify_files()
+
+
+def test_bf16_stages_are_for_a_cpu(fixed, tmp_path, instant):
+    export_bundle(fixed.module, tmp_path / "b", ExportOptions(size=(64, 96), precision="bf16"), labels=LABELS)
+    with pytest.raises(BackendError, match="is built from the staged form, the bundle holds no ONNX file"):
+        build_engines(tmp_path / "b", options=BuildOptions(ops="staged"))

@@ -27,6 +27,8 @@ _OUTPUTS = {  # type (None: of the first input) and rank
     "RegionWarp": ((None, 5),),
     "RegionProposals": ((_FLOAT, 3), (_FLOAT, 2), (_INT, 1)),
     "RegionDetections": ((_INT, 1), (_FLOAT, 3), (_FLOAT, 2), (_INT, 2), (_INT, 2), (_INT, 1)),
+    "RegionMaxPool": ((None, 4), (_INT, 4)),
+    "RegionMaxUnpool": ((None, 4),),
 }
 Shape = tuple[int | str, ...]
 
@@ -119,6 +121,19 @@ def _detections_on_cpu(inputs, attributes):
     return native.detections(*inputs, out=out, **attributes | {"class_agnostic": bool(attributes["class_agnostic"])})
 
 
+def _max_pool_on_cpu(inputs, attributes):
+    (x,) = inputs
+    shape = native.max_pool(x, **attributes).values.shape
+    out = native.MaxPooled(np.full(shape, np.nan, x.dtype), np.full(shape, -7, np.int32))
+    return native.max_pool(x, out=out, **attributes)
+
+
+def _max_unpool_on_cpu(inputs, attributes):
+    x, argmax, like = inputs
+    out = np.full(like.shape, np.nan, x.dtype)
+    return [native.max_unpool(x, argmax, size=like.shape[2:], out=out, **attributes)]
+
+
 _ON_CPU: dict[str, Callable] = {
     "RegionRoiAlign": _roi_align_on_cpu,
     "RegionRoiPool": _roi_pool_on_cpu,
@@ -127,6 +142,8 @@ _ON_CPU: dict[str, Callable] = {
     "RegionNms": _nms_on_cpu,
     "RegionProposals": _proposals_on_cpu,
     "RegionDetections": _detections_on_cpu,
+    "RegionMaxPool": _max_pool_on_cpu,
+    "RegionMaxUnpool": _max_unpool_on_cpu,
 }
 
 

@@ -13,32 +13,12 @@ from kernels import bits, launch, thread_order  # noqa: F401 (a fixture)
 
 from regionrt.plugins.detections.reference import detections
 from regionrt.plugins.proposals.reference import proposals
+from regionrt.runtime.gpu.detections import DetectionsCall
+from regionrt.runtime.gpu.proposals import ProposalsCall
 from regionrt.runtime.masks import full_mask, paste_crop
 
 LEVELS = 8
 POINTER, INT, FLOAT = ctypes.c_void_p, ctypes.c_int32, ctypes.c_float
-
-
-class ProposalsCall(ctypes.Structure):
-    _fields_ = (
-        *((name, POINTER * LEVELS) for name in ("objectness", "deltas", "anchors")),
-        *((name, POINTER) for name in ("image_sizes", "boxes", "box_scores", "box_counts", "rois", "scores", "counts")),
-        ("anchor_counts", INT * LEVELS),
-        *((name, FLOAT) for name in ("iou_threshold", "score_threshold", "min_size")),
-        ("box_weights", FLOAT * 4),
-        *((name, INT) for name in ("levels", "pre_nms", "post_nms")),
-    )
-
-
-class DetectionsCall(ctypes.Structure):
-    _fields_ = (
-        *((name, POINTER) for name in ("class_logits", "box_deltas", "rois", "counts", "image_sizes", "probabilities")),
-        *((name, POINTER) for name in ("candidate_boxes", "num_detections", "boxes", "scores", "labels", "roi_index")),
-        ("overflow", POINTER),
-        *((name, FLOAT) for name in ("score_threshold", "iou_threshold", "min_size")),
-        ("box_weights", FLOAT * 4),
-        *((name, INT) for name in ("rows", "classes", "candidates", "most", "class_agnostic")),
-    )
 
 
 def rubbish(shape: Any, dtype: Any = np.float32) -> np.ndarray:
@@ -54,9 +34,15 @@ def run_proposals(
     logits, deltas, anchors, sizes, *, pre_nms, post_nms, iou_threshold, score_threshold, min_size, box_weights
 ):
     images, levels = len(sizes), len(logits)
+    words = -(-pre_nms // 32)
     work = (
+        rubbish((images, levels, 16, 2048), np.int32),
+        rubbish((images, levels), np.int32),
+        rubbish((images, sum(len(a) for a in anchors)), np.int64),
         rubbish((images, levels, pre_nms, 4)),
         rubbish((images, levels, pre_nms)),
+        rubbish((images, levels, words), np.int32),
+        rubbish((images, levels, words, pre_nms), np.int32),
         rubbish((images, levels), np.int32),
     )
     out = rubbish((images, post_nms, 4)), rubbish((images, post_nms)), rubbish(images, np.int32)
@@ -74,7 +60,11 @@ def run_proposals(
         pre_nms,
         post_nms,
     )
-    launch("proposals", "proposals_of_level_f32", (levels, images), 128, [call])
+    launch("proposals", "proposals_histogram_f32", (16, levels, images), 64, [call])
+    launch("proposals", "proposals_candidates_f32", (16, levels, images), 64, [call])
+    launch("proposals", "proposals_decoded_f32", (levels, images), 128, [call])
+    launch("proposals", "proposals_overlaps", (words * -(-pre_nms // 256), levels, images), 256, [call])
+    launch("proposals", "proposals_suppressed", (levels, images), 128, [call])
     launch("proposals", "proposals_merged", (1, images), 128, [call])
     return out
 
@@ -129,6 +119,20 @@ def test_options_of_proposals(options: dict[str, Any], tied: bool) -> None:
     check_proposals(2, [260, 75], tied=tied, **options)
 
 
+def test_more_equal_scores_than_can_be_sorted_at_once() -> None:
+    """All scores lie in one bin of the histogram and are equal: the first of them, in order, are the best."""
+    rng = np.random.default_rng(5)
+    center, half = rng.uniform(0, 100, (5000, 2)), rng.uniform(1, 10, (5000, 2))
+    anchors = [np.concatenate([center - half, center + half], 1).astype(np.float32)]
+    logits = [np.where(rng.uniform(size=(1, 5000)) < 0.01, 1.5, 1.25).astype(np.float32)]
+    deltas, sizes = [np.zeros((1, 5000, 4), np.float32)], np.array([[100, 100]], np.int32)
+    options = {"pre_nms": 300, "post_nms": 300, "iou_threshold": 0.5, "score_threshold": 0.0, "min_size": 1e-3}
+    options |= {"box_weights": (1, 1, 1, 1)}
+    expected = proposals(logits, deltas, anchors, sizes, **options)
+    for value, reference in zip(run_proposals(logits, deltas, anchors, sizes, **options), expected, strict=True):
+        np.testing.assert_array_equal(value, reference)
+
+
 def test_nan_logits_come_last() -> None:
     logits = [np.array([[np.nan, 1, np.nan, 3, -np.inf, np.inf]], np.float32)]
     anchors = [np.array([[10 * i, 5, 10 * i + 9, 20] for i in range(6)], np.float32)]
@@ -180,7 +184,17 @@ def check_detections(
     expected = detections(logits, deltas, rois, counts, sizes, **options)
 
     most, cap = options["max_detections"], options["candidates"]
-    work = rubbish((images, rows, classes)), rubbish((images, cap, 4))
+    words = -(-cap // 32)
+    work = (
+        rubbish((images, rows, classes), np.int64),
+        rubbish((images, rows), np.int32),
+        rubbish((images, cap), np.int64),
+        rubbish(images, np.int32),
+        rubbish((images, cap, 4)),
+        rubbish((images, cap), np.int32),
+        rubbish((images, words), np.int32),
+        rubbish((images, words, cap), np.int32),
+    )
     number, overflow = rubbish(images, np.int32), rubbish(images, np.int32)
     boxes, scores = rubbish((images, most, 4)), rubbish((images, most))
     labels, index = rubbish((images, most), np.int32), rubbish((images, most), np.int32)
@@ -198,7 +212,9 @@ def check_detections(
         options["class_agnostic"],
     )
     launch("detections", "detections_softmax_f32", (-(-rows // 4), images), 128, [call])
-    launch("detections", "detections_selected_f32", (1, images), 128, [call])
+    launch("detections", "detections_sorted_f32", (1, images), 128, [call])
+    launch("detections", "detections_overlaps", (words * -(-cap // 256), images), 256, [call])
+    launch("detections", "detections_selected", (1, images), 128, [call])
     for name, value, reference in zip(expected._fields, out, expected, strict=True):
         np.testing.assert_array_equal(value, reference, err_msg=name)
 
@@ -223,6 +239,13 @@ def test_detections(rows: int, classes: int) -> None:
         {"box_weights": (1.0, 2.0, 3.0, 4.0)},
         {"spread": 0.0, "score_threshold": 0.01, "candidates": 50},
         {"images": 1, "rows": 300, "classes": 10, "score_threshold": 0.01, "candidates": 2500},
+        {
+            "images": 1,
+            "rows": 500,
+            "classes": 10,
+            "score_threshold": 0.0,
+            "candidates": 400,
+        },  # more than are sorted at once
     ],
 )
 def test_options_of_detections(options: dict[str, Any]) -> None:

@@ -1,6 +1,7 @@
 """Building real engines with TensorRT for RTX: what enters the bundle, and that it is what was asked for."""
 
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -8,8 +9,9 @@ from pathlib import Path
 import pytest
 from build_nets import convolutions, fixed_point_in_functions, fixed_profile, profile, write_bundle
 
-from regionrt.runtime.build import BuildOptions, build_engines
+from regionrt.runtime.build import LOADERS, BuildOptions, build_engines
 from regionrt.runtime.bundle import Manifest, sha256_of
+from regionrt.runtime.polygraphy_build import polygraphy_version
 
 pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed: pip install 'regionrt[rtx]'")
 
@@ -124,23 +126,26 @@ def test_fields_of_the_manifest_that_this_version_does_not_know_are_kept(tmp_pat
     assert json.loads((bundle / "manifest.json").read_text())["licence"] == "of the weights"
 
 
-def test_full_tensorrt_goes_through_the_same_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("loader", LOADERS)
+def test_full_tensorrt_goes_through_the_same_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loader: str) -> None:
     """Full TensorRT cannot be installed everywhere: here the RTX library answers to its name."""
     (tmp_path / "libraries").mkdir()
-    (tmp_path / "libraries" / "tensorrt.py").write_text(
-        "from tensorrt_rtx import *\nfrom tensorrt_rtx import __version__\n"
-    )
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "libraries"))
+    (tmp_path / "libraries" / "tensorrt.py").write_text("from tensorrt_rtx import *\n__version__ = '10.3.0'\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "libraries"), prepend=os.pathsep)
+    if loader == "polygraphy" and polygraphy_version() is None:
+        pytest.skip("polygraphy is not installed: pip install polygraphy")
     bundle = write_bundle(tmp_path / "b", {("native", "fp32"): convolutions(), ("portable", "fp32"): convolutions()})
-    (native,) = build_engines(bundle, "tensorrt")
-    (portable,) = build_engines(bundle, "tensorrt", BuildOptions(ops="portable"))
+    (native,) = build_engines(bundle, "tensorrt", BuildOptions(loader=loader))
+    (portable,) = build_engines(bundle, "tensorrt", BuildOptions(ops="portable", loader=loader))
     assert (native.backend, native.form, portable.form) == ("tensorrt", "native", "portable")
+    assert native.engine is not None
+    assert native.engine["loader"].split()[0] == loader
 
 
 @pytest.mark.parametrize(
     ("option", "value"),
     [
-        ("ops", "plugin"),
+        ("ops", "nonsense"),
         ("compute_capability", "8.6"),
         ("compute_capability", ("86",)),
         ("compute_capability", ("8.6", "8.6")),

@@ -61,7 +61,7 @@ def test_options_arrive(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     "words",
     [
-        "b --ops plugin",
+        "b --ops nonsense",
         "b --target cuda",
         "b --compute-capability 86",
         "b --optimization-level 9",

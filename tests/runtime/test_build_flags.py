@@ -111,6 +111,7 @@ def test_the_command_builds_the_same_again(tmp_path: Path) -> None:
             exclude_lean_runtime=True,
             hardware_compatibility="same_compute_capability",
             refittable=True,
+            loader="polygraphy",
         ),
         BuildOptions(compute_capability=("12.0",)),
         BuildOptions(),
@@ -135,7 +136,7 @@ def test_it_builds_without_torch_onnx_and_typer(tmp_path: Path) -> None:
     bundle = write_bundle(tmp_path / "b", {("portable", "fp32"): convolutions()})
     hidden = tmp_path / "hidden"
     hidden.mkdir()
-    for name in ("torch", "onnx", "typer", "rich", "onnxruntime", "onnx_ir", "onnxscript"):
+    for name in ("torch", "onnx", "typer", "rich", "onnxruntime", "onnx_ir", "onnxscript", "polygraphy"):
         (hidden / f"{name}.py").write_text("raise ImportError('hidden')")
     code = (
         f"import sys; sys.path.insert(0, {str(hidden)!r}); import os; "
@@ -144,4 +145,6 @@ def test_it_builds_without_torch_onnx_and_typer(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
-    assert Manifest.read(bundle).artifacts[0].engine is not None
+    certificate = Manifest.read(bundle).artifacts[0].engine
+    assert certificate is not None
+    assert certificate["loader"] == "api"

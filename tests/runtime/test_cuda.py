@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import ctypes
+import struct
 import sys
 import threading
 import types
 from typing import Any
 
+import kernels
 import numpy as np
 import pytest
 from fake_cuda import FakeDriver
 
 from regionrt.runtime.backends import cuda as cuda_module
-from regionrt.runtime.backends.cuda import Cuda, CudaPython, PyCuda, open_cuda
+from regionrt.runtime.backends.cuda import Cuda, CudaPython, open_cuda
+from regionrt.runtime.backends.pycuda import PyCuda
 from regionrt.runtime.errors import BackendError
 
 
@@ -74,7 +78,40 @@ class FakePyCuda(types.ModuleType):
             def synchronize(self) -> None:
                 module.ok(driver.cuStreamSynchronize(self.handle))
 
-        self.Device, self.Stream = Device, Stream
+        class Function:
+            def __init__(self, handle: int) -> None:
+                self.handle, self.format = handle, ""
+
+            def prepare(self, formats: list[str]) -> Function:
+                self.format = "".join(formats)
+                return self
+
+            def prepared_async_call(self, grid: tuple, block: tuple, stream: Stream, *values: bytes) -> None:
+                """The parameter buffer; the driver takes it apart by what it knows of the kernel."""
+                buffer = struct.pack(self.format, *values)
+                sizes = driver.functions[self.handle][1].sizes
+                parts, at = [], 0
+                for size in sizes:
+                    at = -(-at // min(size, 8)) * min(size, 8)
+                    parts.append(ctypes.create_string_buffer(buffer[at : at + size], size))
+                    at += size
+                assert at == len(buffer)
+                addresses = (ctypes.c_void_p * len(parts))(*map(ctypes.addressof, parts))
+                where = ctypes.addressof(addresses)
+                module.ok(driver.cuLaunchKernel(self.handle, *grid, *block, 0, stream.handle, where, 0))
+
+        class Module:
+            def __init__(self, image: bytes) -> None:
+                self.handle = module.ok(driver.cuModuleLoadData(image))
+
+            def get_function(self, name: str) -> Function:
+                return Function(module.ok(driver.cuModuleGetFunction(self.handle, name.encode())))
+
+            def __del__(self) -> None:
+                if hasattr(self, "handle"):
+                    driver.cuModuleUnload(self.handle)
+
+        self.Device, self.Stream, self.module_from_buffer = Device, Stream, Module
         self.mem_alloc = lambda size: Memory(self.ok(driver.cuMemAlloc(size)), driver.cuMemFree)
 
     def ok(self, answer: tuple) -> Any:
@@ -87,6 +124,15 @@ class FakePyCuda(types.ModuleType):
 
     def mem_get_info(self) -> Any:
         return self.ok(self.driver.cuMemGetInfo())
+
+    def get_driver_version(self) -> int:
+        return self.ok(self.driver.cuDriverGetVersion())
+
+    def memset_d8_async(self, dest: int, data: int, size: int, stream: Any) -> None:
+        self.ok(self.driver.cuMemsetD8Async(dest, data, size, stream.handle))
+
+    def memcpy_dtod_async(self, dest: int, src: int, size: int, stream: Any) -> None:
+        self.ok(self.driver.cuMemcpyDtoDAsync(dest, src, size, stream.handle))
 
     def pagelocked_empty(self, shape: int, dtype: Any) -> np.ndarray:
         return np.asarray(PagelockedHostAllocation(self.driver, shape))
@@ -121,6 +167,41 @@ def test_there_and_back(gpu: tuple[Cuda, FakeDriver]) -> None:
     assert gpu[1].pinned == gpu[1].memory == gpu[1].streams == {}
     assert cuda.compute_capability == "8.6"
     assert cuda.device_name == "Fake GPU"
+
+
+def test_kernels_are_loaded_and_launched(gpu: tuple[Cuda, FakeDriver]) -> None:
+    """A pointer behind 32-bit numbers, a structure by value, and arguments that change after the launch."""
+    cuda, driver = gpu
+    assert cuda.driver_version == (13, 0)
+    stream, address, host = cuda.stream(), cuda.allocate(64), cuda.pinned(64)
+    module = cuda.load_module(kernels.cubin("nms"))
+    function = cuda.function(module, "nms")
+    boxes = np.array([[0, 0, 4, 4], [0, 0, 4, 3]], np.float32)
+    host[:32], host[32:40] = boxes.view(np.uint8).ravel(), 0
+    cuda.upload(address, host, stream)
+    cuda.fill(address + 40, 9, 2, stream)
+    rows = ctypes.c_int32(2)
+    threshold = ctypes.c_int32.from_buffer(ctypes.c_float(0.5))
+    arguments = [
+        *(ctypes.c_void_p(address), ctypes.c_void_p(address + 32)),
+        *(rows, ctypes.c_int32(1), threshold),
+        ctypes.c_void_p(address + 40),
+    ]
+    cuda.launch(function, (1, 1), 256, arguments, stream)
+    rows.value = 0  # read already
+    cuda.copy(address + 48, address + 40, 2, stream)
+    cuda.download(host, address, stream)
+    cuda.synchronize(stream)
+    assert host[40:42].tolist() == host[48:50].tolist() == [1, 0]
+    with pytest.raises(BackendError, match=r"CUDA_ERROR_NOT_FOUND"):
+        cuda.function(module, "telepathy")
+    with pytest.raises(BackendError, match=r"CUDA_ERROR_INVALID_VALUE"):
+        cuda.launch(function, (0, 1), 256, arguments, stream)
+    with pytest.raises(BackendError, match=r"CUDA_ERROR_INVALID_IMAGE"):
+        cuda.load_module(b"no code")
+    cuda.unload_module(module)
+    del function
+    assert driver.modules == driver.functions == {}
 
 
 def test_too_much_memory_is_an_error(gpu: tuple[Cuda, FakeDriver]) -> None:

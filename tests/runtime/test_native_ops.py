@@ -111,6 +111,18 @@ def resize(**options) -> Arrays:
     return (native.resize_bilinear(image, 301, 207, **options),)
 
 
+def max_pool(**options) -> Arrays:
+    x = np.random.default_rng(7).integers(-9, 9, (2, 5, 75, 133)).astype(np.float32)
+    x[0, 0, ::3] = np.nan
+    return tuple(native.max_pool(x, kernel=2, stride=2, ceil_mode=True, **options))
+
+
+def unpool(**options) -> Arrays:
+    values, argmax = max_pool()
+    argmax[0, 1, ::2] += 5
+    return (native.max_unpool(values, argmax, kernel=2, stride=2, size=(75, 133), **options),)
+
+
 OPS: dict[str, Callable[..., Arrays]] = {
     "roi_align": lambda **options: (align(**options),),
     "roi_align max": lambda **options: (align(mode="max", **options),),
@@ -122,6 +134,8 @@ OPS: dict[str, Callable[..., Arrays]] = {
     "detections": detect,
     "paste": paste,
     "resize": resize,
+    "max_pool": max_pool,
+    "max_unpool": unpool,
 }
 
 
@@ -419,6 +433,22 @@ BAD = {
         "as many levels",
     ),
     "deltas of another class count": (lambda: detect(class_agnostic=True), "box_deltas: expected the shape"),
+    "windows that overlap": (
+        lambda: native.max_pool(np.zeros((1, 1, 8, 8), np.float32), kernel=3, stride=2),
+        "stride: expected at least the kernel, 3",
+    ),
+    "a map without a window": (
+        lambda: native.max_pool(np.zeros((1, 1, 1, 8), np.float32), kernel=2, stride=2),
+        "x: expected a map of at least 2 cells each way, got 1 × 8",
+    ),
+    "a size of more windows": (
+        lambda: native.max_unpool(*pool(), kernel=2, stride=2, size=(75, 140)),
+        "size: expected 133 to 135 cells for 67 windows, got 140",
+    ),
+    "places of another shape": (
+        lambda: native.max_unpool(max_pool()[0], max_pool()[1][:1], kernel=2, stride=2, size=(75, 133)),
+        "argmax: expected the shape",
+    ),
     "a threshold of −1": (lambda: detect(score_threshold=-1.0), "score_threshold"),
 }  # fmt: skip
 

@@ -132,14 +132,23 @@ def test_the_version_is_asked_of_the_library_where_metadata_is_missing(
 
 @pytest.mark.parametrize(
     ("built", "here", "fits"),
-    [("10.0.1", "10.3.0", True), ("10.3.0", "10.3.0", True), ("10.9.0", "10.3.0", False), ("8.6.1", "10.3.0", False)],
+    [
+        ("10.0.1", "10.3.0", True),
+        ("10.3.0", "10.3.0", True),
+        ("10.9.0", "10.3.0", False),
+        ("8.6.1", "10.3.0", False),
+        ("10.9.0", "11.4.1", True),
+        ("11.1.0", "10.16.0", False),
+        ("11.2.0", "11.1.0", False),
+    ],
 )
 def test_a_version_compatible_engine(full: Device, built: str, here: str, fits: bool) -> None:
+    full.library.__version__ = here
     full.write(version=built, version_compatible=True)
     if fits:
         rt.load(full.bundle, "tensorrt").close()
     else:
-        full.refused(f"from {built} on, this is {here}", "build it again")
+        full.refused(f"from {built} on", f"this is {here}", "build it again")
 
 
 def test_the_lean_runtime_takes_version_compatible_engines_only(full: Device, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,9 @@
 Work on a stream is done when the stream is synchronised and not before, new memory is full of rubbish, copies must lie
 inside what was allocated, and a thread without a current context is refused, so that code which forgets one of these
 gives wrong results here too. `test_fake_gpu.py` compares the calls with the real library's.
+
+Kernels are the real ones: a module must be machine code that holds the kernel's name, and what is launched is the same
+source, compiled by g++. As CUDA does, a launch reads its arguments at once and runs later.
 """
 
 from __future__ import annotations
@@ -13,6 +16,8 @@ import itertools
 import threading
 from collections.abc import Callable
 from typing import Any
+
+import kernels
 
 RUBBISH = 0xCB
 GUARD = 512
@@ -25,8 +30,12 @@ class CUresult(enum.IntEnum):
     CUDA_ERROR_INVALID_VALUE = 1
     CUDA_ERROR_OUT_OF_MEMORY = 2
     CUDA_ERROR_NOT_INITIALIZED = 3
+    CUDA_ERROR_INVALID_IMAGE = 200
     CUDA_ERROR_INVALID_CONTEXT = 201
+    CUDA_ERROR_INVALID_HANDLE = 400
+    CUDA_ERROR_NOT_FOUND = 500
     CUDA_ERROR_ILLEGAL_ADDRESS = 700
+    CUDA_ERROR_LAUNCH_FAILED = 719
     CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED = 900
     CUDA_ERROR_STREAM_CAPTURE_INVALIDATED = 901
 
@@ -71,10 +80,14 @@ class FakeDriver:
 
     def __init__(self, capability: tuple[int, int] = (8, 6), memory: int = 1 << 28, devices: int = 1) -> None:
         self.capability, self.total, self.devices = capability, memory, devices
+        self.version = 13000
         self.memory: dict[int, tuple[Any, int]] = {}
         self.pinned: dict[int, tuple[Any, int]] = {}
         self.streams: dict[int, Stream] = {}
         self.graphs: dict[int, list[Work]] = {}
+        self.modules: dict[int, bytes] = {}
+        self.functions: dict[int, tuple[int, kernels.Kernel]] = {}  # (module, kernel)
+        self.launched: list[str] = []  # kernels, in the order in which they ran
         self.counts: dict[str, int] = {}
         self.allocated: list[int] = []
         self._handles = itertools.count(0x1000)
@@ -89,7 +102,7 @@ class FakeDriver:
         def counted(*arguments: Any) -> Any:
             with self._lock:
                 self.counts[name] = self.counts.get(name, 0) + 1
-                homeless = ("cuInit", "cuDevice", "cuGet", "cuCtxSetCurrent")
+                homeless = ("cuInit", "cuDevice", "cuDriver", "cuGet", "cuCtxSetCurrent")
                 if not name.startswith(homeless) and not getattr(self._thread, "current", False):
                     return (CUresult.CUDA_ERROR_INVALID_CONTEXT,)
                 return value(*arguments)
@@ -101,6 +114,9 @@ class FakeDriver:
 
     def cuInit(self, flags: int) -> tuple:  # noqa: N802 (the library's names, from here on)
         return OK
+
+    def cuDriverGetVersion(self) -> tuple:  # noqa: N802
+        return *OK, self.version
 
     def cuDeviceGetCount(self) -> tuple:  # noqa: N802
         return *OK, self.devices
@@ -173,6 +189,68 @@ class FakeDriver:
         if not (inside(into, to, size) and inside(source, start, size)):
             return (CUresult.CUDA_ERROR_INVALID_VALUE,)
         self.streams[stream].add(lambda: ctypes.memmove(to, start, size) and None)
+        return OK
+
+    def cuMemcpyDtoDAsync(self, to: int, source: int, size: int, stream: int) -> tuple:  # noqa: N802
+        return self._copy(to, source, size, stream, self.memory, self.memory)
+
+    def cuMemsetD8Async(self, address: int, value: int, size: int, stream: int) -> tuple:  # noqa: N802
+        if not inside(self.memory, address, size):
+            return (CUresult.CUDA_ERROR_INVALID_VALUE,)
+        self.streams[stream].add(lambda: ctypes.memset(address, value, size) and None)
+        return OK
+
+    def cuModuleLoadData(self, image: bytes) -> tuple:  # noqa: N802
+        if any(stream.captured is not None for stream in self.streams.values()):
+            return (CUresult.CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED,)
+        if image[:4] != b"\x7fELF":
+            return (CUresult.CUDA_ERROR_INVALID_IMAGE,)
+        handle = next(self._handles)
+        self.modules[handle] = image
+        return *OK, handle
+
+    def cuModuleUnload(self, module: int) -> tuple:  # noqa: N802
+        if self.modules.pop(module, None) is None:
+            return (CUresult.CUDA_ERROR_INVALID_HANDLE,)
+        self.functions = {handle: held for handle, held in self.functions.items() if held[0] != module}
+        return OK
+
+    def cuModuleGetFunction(self, module: int, name: bytes) -> tuple:  # noqa: N802
+        if b"\0.text." + name + b"\0" not in self.modules[module]:
+            return (CUresult.CUDA_ERROR_NOT_FOUND,)
+        handle = next(self._handles)
+        self.functions[handle] = module, kernels.find(name.decode())
+        return *OK, handle
+
+    def cuLaunchKernel(  # noqa: N802
+        self,
+        function: int,
+        grid_x: int,
+        grid_y: int,
+        grid_z: int,
+        block_x: int,
+        block_y: int,
+        block_z: int,
+        shared_bytes: int,
+        stream: int,
+        parameters: int,
+        extra: int,
+    ) -> tuple:
+        grid, block = (grid_x, grid_y, grid_z), (block_x, block_y, block_z)
+        largest = (2**31 - 1, 65535, 65535)
+        if not all(1 <= size <= most for size, most in zip(grid, largest, strict=True)) or shared_bytes:
+            return (CUresult.CUDA_ERROR_INVALID_VALUE,)
+        if function not in self.functions:
+            return (CUresult.CUDA_ERROR_INVALID_HANDLE,)
+        kernel = self.functions[function][1]
+        given = (ctypes.c_void_p * len(kernel.sizes)).from_address(parameters)
+        arguments = [ctypes.string_at(at, size) for at, size in zip(given, kernel.sizes, strict=True)]
+
+        def run() -> CUresult | None:
+            self.launched.append(kernel.name)
+            return CUresult.CUDA_ERROR_LAUNCH_FAILED if kernel.run(grid, block, arguments) else None
+
+        self.streams[stream].add(run)
         return OK
 
     def cuStreamBeginCapture(self, stream: int, mode: CUstreamCaptureMode) -> tuple:  # noqa: N802

@@ -1,0 +1,1 @@
+../../plugins/nms/tensorrt_plugin.py

@@ -1,0 +1,1 @@
+../../plugins/roi_align/tensorrt_plugin.py
