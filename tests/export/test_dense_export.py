@@ -122,7 +122,7 @@ def test_fp16(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", NETS)
 def test_engines_build(name: str, bundles: dict[str, Path], tmp_path: Path) -> None:
     bundle = Path(shutil.copytree(bundles[name], tmp_path / "bundle"))
-    build_engines(bundle, "tensorrt-rtx", BuildOptions(compute_capabilities=("8.6",)))
+    build_engines(bundle, "tensorrt-rtx", BuildOptions(compute_capability=("8.6",)))
     engine = next(a for a in Manifest.read(bundle).artifacts if a.engine is not None)
     assert engine.form == "portable"
     assert {"name": "labels", "dtype": "int32" if name == "localiser" else "uint8"}.items() <= dict(
