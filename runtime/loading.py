@@ -50,6 +50,10 @@ def load(
     """
     manifest = Manifest.read(path)
     check_score(score_threshold, manifest.thresholds.get("score", 0.0))
+    if manifest.task == "segmentation" and score_threshold is not None:
+        raise BundleError(
+            f"{path}: score threshold {score_threshold}: label maps have no scores to filter, leave it out"
+        )
     measured = in_measured_order(manifest)
     ordered = _without_compiled_ops_last(manifest.artifacts) if measured is None else measured
     wanted = [artifact for artifact in ordered if _wanted(artifact, backend, form, precision)]

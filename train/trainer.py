@@ -247,7 +247,7 @@ class _EpochEnd(pl.Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         epoch = trainer.current_epoch + 1
-        row: dict[str, Any] = {"epoch": epoch, "lr": trainer.optimizers[0].param_groups[0]["lr"]}
+        row: dict[str, Any] = {"epoch": epoch, "lr": max(group["lr"] for group in trainer.optimizers[0].param_groups)}
         row |= {name: total / max(pl_module.steps, 1) for name, total in pl_module.sums.items()}
         every = self.options.evaluate_every
         if self.validation is not None and (epoch % every == 0 or epoch == self.options.epochs):

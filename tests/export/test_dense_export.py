@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from regionrt.export import ExportError, ExportOptions, export_bundle, verify
-from regionrt.runtime import load
+from regionrt.runtime import BundleError, load
 from regionrt.runtime.build import BuildOptions, build_engines
 from regionrt.runtime.bundle import Manifest
 from regionrt.train.models import build_model
@@ -173,6 +173,11 @@ def test_modules_and_labels_that_do_not_fit(tmp_path: Path) -> None:
         export_bundle(net("unet").train(), tmp_path / "b", labels=NAMES)
     with pytest.raises(ExportError, match="expected torchvision's FasterRCNN or MaskRCNN, or a net of regionrt"):
         export_bundle(torch.nn.Conv2d(3, 4, 1).eval(), tmp_path / "b", labels=NAMES)
+
+
+def test_label_maps_have_no_scores(bundles: dict[str, Path]) -> None:
+    with pytest.raises(BundleError, match=r"score threshold 0.5: label maps have no scores"):
+        load(bundles["unet"], score_threshold=0.5)
 
 
 def test_a_manifest_of_label_maps(bundles: dict[str, Path], tmp_path: Path) -> None:

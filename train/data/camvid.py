@@ -21,6 +21,7 @@ CAMVID = (
 SPLITS = ("train", "val", "test")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 MAX_LIST_BYTES = 64 * 2**20
+_HEAD_CHARACTERS = 4096  # of a list, to see what it is
 
 
 class CamvidData:
@@ -60,7 +61,7 @@ def _is_list_of_pairs(path: Path) -> bool:
     """Whether the first line that says something names two files."""
     try:
         with path.open(encoding="utf-8") as file:
-            line = next((line for line in file if line.strip()), "")
+            line = next((line for line in file.read(_HEAD_CHARACTERS).splitlines() if line.strip()), "")
     except (OSError, UnicodeDecodeError):
         return False
     return len(line.split()) == 2
