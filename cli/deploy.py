@@ -17,7 +17,8 @@ from regionrt.runtime.build import TARGETS, BuildOptions, build_engines
 from regionrt.runtime.bundle import Manifest, is_bundle
 from regionrt.runtime.errors import RegionRTError
 from regionrt.train.checkpoint import Checkpoint, module_from_checkpoint
-from regionrt.train.data import open_data
+from regionrt.train.models import MODELS
+from regionrt.train.tasks import TASKS, Task
 
 Progress = Callable[[str, float], None]
 _STEPS = {"export": 0.0, "build": 0.15, "verify": 0.3, "bench": 0.5}  # where each begins, as a share of the time
@@ -30,7 +31,7 @@ class ContractError(RegionRTError):
 
 @dataclass(frozen=True)
 class DeployOptions:
-    """max_drop: points of AP50:95 (and of mask AP) that may be lost. targets: engines to build."""
+    """max_drop: points of AP50:95 (and mask AP), mIoU or localisation that may be lost. targets: engines to build."""
 
     max_drop: float = 0.5
     export: ExportOptions = field(default_factory=ExportOptions)
@@ -72,7 +73,8 @@ def deploy(
         targets = options.targets if options.targets is not None else _targets_here(options.export)
         for target in targets:
             build_engines(bundle, target, options.build, _part(tell, "build"))
-        samples = open_data(data, options.bench.split, checkpoint.labels, options.bench.classes)
+        task = TASKS[MODELS[checkpoint.model].task]
+        samples = task.open_data(data, options.bench.split, checkpoint.labels, options.bench.classes)
         images = [
             (s.name, s.image()) for s in map(samples.__getitem__, range(min(len(samples), options.verify_images)))
         ]
@@ -89,7 +91,7 @@ def deploy(
             commands=commands or None,
             progress=_part(tell, "bench"),
         )
-        broken = _broken_contract(report, options.max_drop)
+        broken = _broken_contract(report, task, options.max_drop)
         if broken:
             apart = verify(bundle, module_from_checkpoint(checkpoint), images[:_EXPLAIN_IMAGES], batches=(1,))
             where = next((v.first_difference for v in apart if v.first_difference), None)
@@ -117,14 +119,14 @@ def _targets_here(export: ExportOptions) -> tuple[str, ...]:
     return ("tensorrt-rtx",) if buildable else ()
 
 
-def _broken_contract(report: Report, max_drop: float) -> str | None:
+def _broken_contract(report: Report, task: Task, max_drop: float) -> str | None:
     """The worst loss beyond `max_drop` points as a sentence; None if the contract holds."""
     worst: tuple[float, str] | None = None
     for row in report.candidates:
         if row.kind != "bundle" or row.accuracy is None:
             continue
         for found in row.accuracy.differences:
-            if found.metric in ("AP", "mask_AP") and -found.points > max(max_drop, worst[0] if worst else 0.0):
+            if found.metric in task.contract and -found.points > max(max_drop, worst[0] if worst else 0.0):
                 text = (
                     f"{row.name} loses {-found.points:.2f} points of {found.metric} on {row.accuracy.images} images "
                     f"({found.confidence:.0%} interval {-found.high:.2f} to {-found.low:.2f}), allowed are {max_drop:g}"

@@ -120,7 +120,9 @@ def deploy(
     checkpoint: Path,
     data: Data,
     out: Annotated[Path, typer.Option(metavar="BUNDLE")],
-    max_drop: Annotated[float, typer.Option(help="points of AP50:95 (and mask AP) that may be lost")] = 0.5,
+    max_drop: Annotated[
+        float, typer.Option(help="points of AP50:95 (and mask AP), mIoU or localisation that may be lost")
+    ] = 0.5,
     rank: Annotated[
         str | None, typer.Option(metavar="fc6=1024,fc7=256", help="split layers by truncated SVD first")
     ] = None,
@@ -224,15 +226,21 @@ def _print_report(report: Any, page: Path, as_json: bool) -> None:
     if as_json:
         console.print_json(report.to_json())
         return
+    from regionrt.bench.headline import metric_label
+    from regionrt.bench.wording import words_of
+
+    metric = "AP" if report.task == "instance-segmentation" else words_of(report.task).metric
     rows = []
     for row in report.candidates:
         latency = [f"{row.latency.p50_ms:.1f}", f"{row.latency.p90_ms:.1f}"] if row.latency else ["not run", ""]
         faster = f"{row.speedup_over_eager.ratio:.2f}×" if row.speedup_over_eager else ""
-        ap = row.accuracy.metrics.get("AP") if row.accuracy else None
-        lost = next((d for d in row.accuracy.differences if d.metric == "AP"), None) if row.accuracy else None
+        ap = row.accuracy.metrics.get(metric) if row.accuracy else None
+        lost = next((d for d in row.accuracy.differences if d.metric == metric), None) if row.accuracy else None
         change = f"{lost.points:+.2f} [{lost.low:+.2f}, {lost.high:+.2f}]" if lost else ""
         rows.append([row.name, *latency, faster, f"{100 * ap:.2f}" if ap is not None else "", change])
-    console.table(report.title, ["candidate", "p50 ms", "p90 ms", "faster", "AP", "change (95 %)"], rows)
+    console.table(
+        report.title, ["candidate", "p50 ms", "p90 ms", "faster", metric_label(metric), "change (95 %)"], rows
+    )
     console.out.print(f"report: {page}", markup=False, soft_wrap=True)
 
 

@@ -17,10 +17,12 @@ from .preflight import why_not
 
 FORMAT = "regionrt-bundle/1"
 MANIFEST = "manifest.json"
-TASKS = ("detection", "instance-segmentation")
+TASKS = ("detection", "instance-segmentation", "segmentation", "localisation")
 MAX_TEXT_BYTES = 16 * 1024 * 1024
 """Largest manifest or label file that is read into memory."""
 THRESHOLDS = ("score", "nms", "detections", "proposals", "proposal_nms", "candidates")
+"""What a detector's manifest must have; of the other tasks' `_THRESHOLDS_OF`."""
+_THRESHOLDS_OF = {"segmentation": (), "localisation": ("score",)}
 _REQUIRED = {"format", "task", "model", "labels_file", "canvas", "thresholds", "files", "artifacts"}
 
 
@@ -36,7 +38,8 @@ class Artifact:
     """One way to run the model: `files[0]` is the ONNX file or engine that is opened, the others stand beside it.
 
     `inputs`/`outputs`: {"name", "dtype", "shape"} each; `profiles`: {"images": {"min", "opt", "max"}, "image_sizes": …}
-    each; `engine`: an engine's birth certificate (flavour, version, compute_capabilities, precision, layer_types …).
+    each; `engine`: an engine's birth certificate (flavour, version, compute_capabilities, precision, layer_types …);
+    `quantized`: names of the layers that compute in the precision, where not all of them do.
     """
 
     backend: str
@@ -49,6 +52,7 @@ class Artifact:
     stages: tuple[Any, ...] = ()
     ops_between: tuple[Any, ...] = ()
     engine: Mapping[str, Any] | None = None
+    quantized: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return f"{self.backend} {self.form} {self.precision}"
@@ -66,6 +70,8 @@ class Artifact:
             data[name] = list(getattr(self, name))
         if self.engine is not None:
             data["engine"] = dict(self.engine)
+        if self.quantized:
+            data["quantized"] = list(self.quantized)
         return data
 
     @classmethod
@@ -75,13 +81,14 @@ class Artifact:
         _expect(isinstance(data, Mapping), where, "an object for each artefact", data)
         for name in ("backend", "form", "precision"):
             _expect(isinstance(data.get(name), str), f"{where}: {name}", "a text", data.get(name))
-        lists = {
-            name: data.get(name, []) for name in ("files", "inputs", "outputs", "profiles", "stages", "ops_between")
-        }
+        names = ("files", "inputs", "outputs", "profiles", "stages", "ops_between", "quantized")
+        lists = {name: data.get(name, []) for name in names}
         for name, value in lists.items():
             _expect(isinstance(value, list), f"{where}: {name}", "a list", value)
         files = lists["files"]
         _expect(bool(files) and all(isinstance(f, str) for f in files), f"{where}: files", "a list of names", files)
+        layers = lists["quantized"]
+        _expect(all(isinstance(name, str) for name in layers), f"{where}: quantized", "a list of names", layers)
         engine = data.get("engine")
         _expect(engine is None or isinstance(engine, Mapping), f"{where}: engine", "an object", engine)
         tuples = {name: tuple(value) for name, value in lists.items()}
@@ -141,9 +148,9 @@ class Manifest:
             folder=folder,
             task=data["task"],
             model=data["model"],
-            labels=_read_labels(folder, labels_file, files[labels_file]),
+            labels=_read_labels(folder, labels_file, files[labels_file], data["task"]),
             canvas=Canvas.from_json(data["canvas"]),
-            thresholds=_thresholds(data["thresholds"]),
+            thresholds=_thresholds(data["thresholds"], _THRESHOLDS_OF.get(data["task"], THRESHOLDS)),
             files=files,
             artifacts=artifacts,
             max_batch=max_batch,
@@ -295,23 +302,22 @@ def _check_size(folder: Path, name: str, entry: FileEntry) -> None:
         )
 
 
-def _read_labels(folder: Path, name: str, entry: FileEntry) -> tuple[str, ...]:
+def _read_labels(folder: Path, name: str, entry: FileEntry, task: str) -> tuple[str, ...]:
     path = inside(folder, name)
     labels = tuple(_read_text(path).splitlines())
     if sha256_of(path) != entry["sha256"]:
         raise BundleError(f"{path}: changed since the export (another sha256); copy or export the bundle again")
-    _expect(
-        len(labels) >= 2 and labels[0] == "__background__",
-        str(path),
-        "__background__ and at least one name",
-        labels[:2],
-    )
+    if task == "segmentation":
+        _expect(2 <= len(labels) <= 255, str(path), "2 to 255 names", f"{len(labels)} names")
+    else:
+        has_background = len(labels) >= 2 and labels[0] == "__background__"
+        _expect(has_background, str(path), "__background__ and at least one name", labels[:2])
     return labels
 
 
-def _thresholds(data: Any) -> dict[str, float]:
+def _thresholds(data: Any, names: Iterable[str]) -> dict[str, float]:
     _expect(isinstance(data, Mapping), "manifest: thresholds", "an object", data)
-    for name in THRESHOLDS:
+    for name in names:
         value = data.get(name)
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
         _expect(number and 0 <= value < float("inf"), f"manifest: thresholds: {name}", "a number ≥ 0", value)

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+from onnx_ir.passes.common import InlinePass
 
 from regionrt.plugins.ops import POOLINGS
 
@@ -22,6 +23,7 @@ class Stage:
     slots: None, or: its inputs and outputs are rows of RoIs of all images, [R, …], those that are real, packed without
     gaps; so many of each image at most.
     channels_last: names of its inputs and outputs that are [·, H, W, C].
+    quantized: names of its layers that are in 8 bits.
     """
 
     name: str
@@ -30,6 +32,7 @@ class Stage:
     outputs: tuple[str, ...]
     slots: int | None
     channels_last: tuple[str, ...]
+    quantized: tuple[str, ...] = ()
 
     def _borders(self) -> list[ir.Value]:
         return [*self.model.graph.inputs, *self.model.graph.outputs]
@@ -44,6 +47,7 @@ class Stage:
             "shapes": {v.name: [d if isinstance(d, int) else None for d in v.shape or ()] for v in self._borders()},
             "slots": self.slots,
             "channels_last": list(self.channels_last),
+            **({"quantized": list(self.quantized)} if self.quantized else {}),
         }
 
 
@@ -81,6 +85,17 @@ def stages(model: ir.Model, *, permute_weights: bool = False) -> tuple[list[Stag
     by_row = _values_by_row(units)
     dense = [_stage(unit, pooled, by_row, permute_weights) for unit in units if unit.op is None]
     return dense, [_op(unit) for unit in units if unit.op is not None]
+
+
+def whole_stage(model: ir.Model) -> Stage:
+    """All of a lowered `model` as one dense stage, its functions inlined: engines do not know functions.
+
+    For nets in which our ops need no RoIs: unpooling between stages would only carry feature maps out and in.
+    """
+    whole = model.clone()
+    InlinePass()(whole)
+    inputs, outputs = (tuple(v.name for v in values) for values in (whole.graph.inputs, whole.graph.outputs))
+    return Stage("dense_0", whole, inputs, outputs, None, ())
 
 
 def _values_by_row(units: Iterable[Unit]) -> set[str]:
