@@ -4,31 +4,33 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 
 from regionrt.runtime.predictor import Predictor
-from regionrt.train.data import DetectionData
-from regionrt.train.evaluate import Evaluation, evaluate, match_predictions
+from regionrt.train.tasks import TASKS, Task
 
 from .schema import Accuracy, Difference
 
-METRICS = ("AP", "mask_AP")  # IoU 0.50:0.95, of boxes and of masks
 CONFIDENCE = 0.95
 Progress = Callable[[str, int, int], None]
 
 
 def judge(
     predictors: Mapping[str, Predictor],
-    data: DetectionData,
+    data: Any,
     *,
+    task: Task | None = None,
     reference: str | None,
     max_images: int | None = None,
     resamples: int = 1000,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> dict[str, Accuracy]:
-    """Accuracy by name; `reference` names the candidate that the differences refer to (None: no differences).
+    """Accuracy by name, as the `task` judges it (None: as of detection).
+
+    reference: the candidate that the differences refer to (None: no differences).
 
     The bootstrap draws images with replacement, the same ones for both candidates, so that an image that is hard for
     both does not widen the interval (paired, percentile interval; Efron and Tibshirani, An Introduction to the
@@ -39,39 +41,38 @@ def judge(
     """
     if resamples < 500:
         raise ValueError(f"resamples: at least 500 expected, {resamples} given")
-    found: dict[str, Evaluation] = {}
+    task = task or TASKS["detection"]
+    found: dict[str, Any] = {}
     for name, predict in predictors.items():
 
         def tell(done: int, total: int, name: str = name) -> None:
             if progress is not None:
                 progress(name, done, total)
 
-        found[name] = evaluate(predict, data, max_images=max_images, progress=tell)
+        found[name] = task.evaluate(predict, data, max_images=max_images, progress=tell)
     differences: dict[str, tuple[Difference, ...]] = dict.fromkeys(found, ())
     if reference is not None:
         others = {name: evaluation for name, evaluation in found.items() if name != reference}
-        differences |= _differences(found[reference], others, data, resamples, seed)
+        differences |= _differences(found[reference], others, data, task, resamples, seed)
     return {name: _accuracy(evaluation, differences[name]) for name, evaluation in found.items()}
 
 
 def _differences(
-    reference: Evaluation, others: Mapping[str, Evaluation], data: DetectionData, resamples: int, seed: int
+    reference: Any, others: Mapping[str, Any], data: Any, task: Task, resamples: int, seed: int
 ) -> dict[str, tuple[Difference, ...]]:
     images = len(reference.image_ids)
     weights = np.random.default_rng(seed).multinomial(images, np.full(images, 1 / images), size=resamples)
 
-    def resampled(evaluation: Evaluation) -> dict[str, np.ndarray]:
-        return match_predictions(data, evaluation.predictions, reference.image_ids).ap(weights)
+    def resampled(evaluation: Any) -> dict[str, np.ndarray]:
+        return task.resampled(evaluation, data, reference.image_ids, weights)
 
     base = resampled(reference)
     differences = {}
     for name, evaluation in others.items():
-        if evaluation.predictions == reference.predictions:
-            draws = base
-        else:
-            draws = resampled(evaluation)
+        same = task.same(evaluation, reference)
+        draws = base if same else resampled(evaluation)
         entries = []
-        for metric in METRICS:
+        for metric in task.contract:
             both = [e.metrics.get(metric, math.nan) for e in (evaluation, reference)]
             if any(math.isnan(value) for value in both):
                 continue
@@ -84,7 +85,7 @@ def _differences(
     return differences
 
 
-def _accuracy(evaluation: Evaluation, differences: tuple[Difference, ...]) -> Accuracy:
+def _accuracy(evaluation: Any, differences: tuple[Difference, ...]) -> Accuracy:
     def known(values: Mapping[str, float]) -> dict[str, float | None]:
         return {name: None if math.isnan(value) else float(value) for name, value in values.items()}
 

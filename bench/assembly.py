@@ -145,7 +145,8 @@ def _data_facts(name: str, data: DetectionData, accuracy: Mapping[str, Accuracy]
     objects = sum(int(values.get("objects") or 0) for values in judged.per_class.values())
     shown = name if name.startswith("shapes") else Path(name).absolute().name
     dropped = {reason: int(count) for reason, count in data.dropped.items()}
-    return DataFacts(shown, data.split, judged.images, objects, len(data.labels) - 1, data.has_masks, dropped)
+    classes = sum(name != "__background__" for name in data.labels)
+    return DataFacts(shown, data.split, judged.images, objects, classes, data.has_masks, dropped)
 
 
 def _noise(timed: Timed) -> list[str]:

@@ -7,10 +7,13 @@ from datetime import datetime
 from . import figures
 from .plots import main_metric
 from .schema import Report
+from .wording import words_of
 
 METRICS = {
     "AP": "AP50:95",
     "mask_AP": "mask AP50:95",
+    "mIoU": "mIoU",
+    "localisation": "right class and IoU ≥ 0.5",
     "voc07_AP50": "VOC 2007 AP50 (11 points)",
     "voc_AP50": "VOC AP50 (all points)",
 }
@@ -68,12 +71,13 @@ def _faster(ratio: float) -> str:
 def subtitle(report: Report) -> str:
     parts = [
         report.model,
-        {"detection": "boxes", "instance-segmentation": "boxes and masks"}.get(report.task, report.task),
+        words_of(report.task).results,
     ]
     if report.data:
         parts += [
             f"{report.data.name}, {report.data.split} split",
-            f"{report.data.images:,} images, {report.data.objects:,} objects, {report.data.classes} classes",
+            f"{report.data.images:,} images, {report.data.objects:,} {words_of(report.task).objects}, "
+            f"{report.data.classes} classes",
         ]
     cpu = report.environment.get("machine", {}).get("CPU")
     if cpu:

@@ -62,7 +62,7 @@ class Requests:
         ran = time.perf_counter()
         results = [found.above(self.mask_score) for found in self.predict.finish(prepared, outputs)]
         for found in results:
-            if found.roi_masks is not None:
+            if getattr(found, "roi_masks", None) is not None:
                 for _ in found.crops():
                     pass
         done = time.perf_counter()

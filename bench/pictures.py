@@ -11,6 +11,7 @@ from PIL import Image
 
 from regionrt.runtime.predictor import Predictor
 from regionrt.runtime.results import Detections
+from regionrt.runtime.semantic import SemanticMap
 
 from .schema import Panel, Picture
 
@@ -41,10 +42,7 @@ def pictures(
     worst = max(range(len(photos)), key=lambda i: apart[i], default=None)
     chosen: list[tuple[int, str]] = []
     if worst is not None and apart[worst]:
-        of = len(first[worst]) + len(last[worst])
-        partner = f"partner (same class, IoU ≥ {SAME_IOU:g})"
-        why = f"where the two differ most: {apart[worst]} of both sides' {of} detections have no {partner}"
-        chosen.append((worst, why))
+        chosen.append((worst, f"where the two differ most: {_difference(first[worst], last[worst], apart[worst])}"))
     for index in order:
         if len(chosen) < count and index not in [i for i, _ in chosen]:
             chosen.append((index, _agreement(first[index], apart[index], len(predictors) > 1)))
@@ -58,8 +56,13 @@ def pictures(
     )
 
 
-def disagreement(one: Detections, other: Detections) -> int:
-    """Detections without a partner on the other side: same label, IoU ≥ 0.5, each used once, best scores first."""
+def disagreement(one: Detections | SemanticMap, other: Detections | SemanticMap) -> int:
+    """Detections without a partner on the other side: same label, IoU ≥ 0.5, each used once, best scores first.
+
+    Of label maps: pixels that differ.
+    """
+    if isinstance(one, SemanticMap) or isinstance(other, SemanticMap):
+        return int(np.count_nonzero(one.labels != other.labels))
     free = list(range(len(other)))
     matched = 0
     for box, label in zip(one.boxes_xyxy, one.labels, strict=True):
@@ -79,15 +82,24 @@ def iou(one: np.ndarray, other: np.ndarray) -> float:
     return inside / (areas - inside) if areas > inside else 0.0
 
 
-def _agreement(found: Detections, apart: int, several: bool) -> str:
+def _difference(one: Detections | SemanticMap, other: Detections | SemanticMap, apart: int) -> str:
+    if isinstance(one, SemanticMap):
+        return f"{apart:,} of {one.labels.size:,} pixels ({apart / one.labels.size:.2%})"
+    partner = f"partner (same class, IoU ≥ {SAME_IOU:g})"
+    return f"{apart} of both sides' {len(one) + len(other)} detections have no {partner}"
+
+
+def _agreement(found: Detections | SemanticMap, apart: int, several: bool) -> str:
     if not several:
         return ""
+    if isinstance(found, SemanticMap):
+        return f"{apart:,} of {found.labels.size:,} pixels differ" if apart else "every pixel has the same class"
     if apart:
         return f"{apart} detection{'s' if apart > 1 else ''} without a partner"
     return "every detection has its partner" if len(found) else "nothing found by either"
 
 
-def _panel(candidate: str, photo: np.ndarray, found: Detections) -> Panel:
+def _panel(candidate: str, photo: np.ndarray, found: Detections | SemanticMap) -> Panel:
     picture = Image.fromarray(found.draw(photo, score=0.0))
     picture.thumbnail((SIDE_PX, SIDE_PX), Image.Resampling.LANCZOS)
     stream = io.BytesIO()

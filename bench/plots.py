@@ -14,6 +14,7 @@ from markupsafe import Markup
 
 from . import figures, svg
 from .schema import Candidate, Latency, Report
+from .wording import words_of
 
 WIDE, NARROW = 940, 350
 STAGES = ("preprocess", "run", "postprocess")
@@ -36,10 +37,11 @@ def series_of(report: Report) -> dict[str, str]:
 
 
 def main_metric(report: Report) -> str:
-    """The metric that headline, table and plots speak of: "mask_AP" where every judged row has it, else "AP"."""
+    """The metric that headline, table and plots speak of: the task's; of masks only where every judged row has it."""
+    if report.task != "instance-segmentation":
+        return words_of(report.task).metric
     judged = [row.accuracy for row in report.candidates if row.accuracy]
-    masks = report.task == "instance-segmentation" and judged
-    return "mask_AP" if masks and all(a.metrics.get("mask_AP") is not None for a in judged) else "AP"
+    return "mask_AP" if judged and all(a.metrics.get("mask_AP") is not None for a in judged) else "AP"
 
 
 def latency_plot(report: Report) -> Markup:

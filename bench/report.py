@@ -17,8 +17,8 @@ from regionrt.runtime.bundle import Manifest, sha256_of
 from regionrt.runtime.clock import TimingOptions
 from regionrt.runtime.machine import usable_cores
 from regionrt.train.checkpoint import Checkpoint, module_from_checkpoint, read_checkpoint, write_checkpoint
-from regionrt.train.data import DetectionData, open_data
-from regionrt.train.models.region import canvas_of
+from regionrt.train.models import MODELS
+from regionrt.train.tasks import TASKS, Task, task_of
 
 from .accuracy import judge
 from .assembly import Measured, assemble
@@ -78,7 +78,8 @@ def bench(
     if checkpoint is not None:
         check_labels(checkpoint.labels, str(checkpoint.path or "the checkpoint"), manifests)
     labels = checkpoint.labels if checkpoint is not None else manifests[0].labels
-    opened = open_data(data, options.split, labels, options.classes) if data is not None else None
+    task = TASKS[MODELS[checkpoint.model].task if checkpoint is not None else manifests[0].task]
+    opened = task.open_data(data, options.split, labels, options.classes) if data is not None else None
     threads = options.threads or usable_cores()
     facts = environment(threads)  # before we load the machine ourselves
     with ExitStack() as stack:
@@ -94,10 +95,10 @@ def bench(
         if options.fresh:
             _footprints(entries, photos, tell)
         timed = _latency(entries, photos, options, tell)
-        accuracy = _accuracy(entries, module, opened, options, tell)
+        accuracy = _accuracy(entries, module, opened, task, options, tell)
         made_from = sha256_of(checkpoint.path) if checkpoint is not None and checkpoint.path else None
         measured = Measured(
-            task=manifests[0].task if manifests else module.task if module else "detection",
+            task=task.name,
             model=checkpoint.model if checkpoint is not None else manifests[0].model,
             labels=tuple(labels),
             entries=entries,
@@ -124,9 +125,10 @@ def _torch_forms(
 ) -> TorchForms:
     """PyTorch with the first bundle's canvas and thresholds, so that all answer the same question."""
     module = module_from_checkpoint(checkpoint)
-    canvas = manifests[0].canvas if manifests else canvas_of(module)
+    task = task_of(module)
+    canvas = manifests[0].canvas if manifests else task.canvas_of(module)
     thresholds: Thresholds | None = None
-    if manifests:
+    if manifests and "candidates" in task.thresholds_of(module):
         known = {f.name for f in fields(Thresholds)}
         thresholds = thresholds_of(module, **{k: v for k, v in manifests[0].thresholds.items() if k in known})
         module = with_thresholds(module, thresholds)
@@ -143,9 +145,7 @@ def _torch_forms(
     )
 
 
-def _photos(
-    data: DetectionData | None, options: BenchOptions, module: TorchForms | None, manifests: Sequence[Manifest]
-) -> Photos:
+def _photos(data: Any, options: BenchOptions, module: TorchForms | None, manifests: Sequence[Manifest]) -> Photos:
     if data is not None:
         return photos_of_data(data, options.photos)
     if options.images:
@@ -172,8 +172,9 @@ def _torch_entries(
         )
         if best is not eager:
             entries.append(best)
-    if options.torchvision:
-        entries.append(module.torchvision())
+    own = module.torchvision() if options.torchvision else None
+    if own is not None:
+        entries.append(own)
     return best.id if best else None
 
 
@@ -203,7 +204,8 @@ def _latency(entries: Sequence[Entry], photos: Photos, options: BenchOptions, te
 def _accuracy(
     entries: Sequence[Entry],
     module: TorchForms | None,
-    data: DetectionData | None,
+    data: Any,
+    task: Task,
     options: BenchOptions,
     tell: Progress,
 ) -> dict[str, Accuracy]:
@@ -224,6 +226,7 @@ def _accuracy(
     return judge(
         predictors,
         data,
+        task=task,
         reference=EAGER_ID if EAGER_ID in predictors else None,
         max_images=options.max_images,
         resamples=options.resamples,

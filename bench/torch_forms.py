@@ -9,14 +9,17 @@ from typing import Any
 
 import numpy as np
 from torch import nn
+from torchvision.models.detection import FasterRCNN
 
 from regionrt.runtime.clock import TimingOptions
 from regionrt.runtime.image import Canvas
 from regionrt.runtime.predictor import Predictor
+from regionrt.train.tasks import task_of
 
 from . import figures
-from .baseline import EAGER, TorchForm, forms_to_try, torch_baseline
+from .baseline import torch_baseline
 from .candidates import Entry
+from .forms import EAGER, TorchForm, forms_to_try
 from .fresh import measure_fresh
 from .latency import time_requests
 from .torchvision_forward import TorchvisionForward
@@ -54,14 +57,16 @@ class TorchForms:
 
     @property
     def task(self) -> str:
-        return "instance-segmentation" if self.module.roi_heads.has_mask() else "detection"
+        return task_of(self.module).name
 
     def eager(self) -> Entry:
         """The baseline: what users run."""
         return self._entry(EAGER_ID, "PyTorch eager", EAGER, self.predictor(EAGER))
 
-    def torchvision(self) -> Entry:
-        """`module(images)`, torchvision's own resize, NMS and mask pasting."""
+    def torchvision(self) -> Entry | None:
+        """`module(images)`, torchvision's own resize, NMS and mask pasting; None for nets of ours."""
+        if not isinstance(self.module, FasterRCNN):
+            return None
         entry = self._entry(TORCHVISION_ID, "torchvision's own forward", EAGER, None)
         entry.form = "torchvision"
         entry.predict = TorchvisionForward(self.module, self.labels, self.canvas, paste_masks=True)
@@ -92,7 +97,7 @@ class TorchForms:
         tell = tell or (lambda text: None)
         tried: dict[TorchForm, Entry] = {EAGER: eager}
         failed: list[str] = []
-        for form in forms_to_try(self.device):
+        for form in forms_to_try(self.device, whole=not isinstance(self.module, FasterRCNN)):
             named = f"{form} {form.precision}"
             fresh = None
             if form.compiled:

@@ -7,6 +7,7 @@ from typing import Any
 from . import figures, plots
 from .headline import lead, metric_label, subtitle, tiles
 from .schema import Candidate, Report, Verification
+from .wording import words_of
 
 
 def view(report: Report) -> dict[str, Any]:
@@ -30,9 +31,9 @@ def view(report: Report) -> dict[str, Any]:
         "cost_caption": _cost_caption(report),
         "latency_caption": f"Timed on {report.latency_images}." if report.latency_images else "",
         "stages": plots.STAGES,
-        "per_class": _per_class(report, metric),
+        "per_class": _per_class(report, words_of(report.task).per_class if metric == "mIoU" else metric),
         "metrics": _metrics(report),
-        "verification": [_verified(verdict) for verdict in report.verification or ()],
+        "verification": [_verified(verdict, report.task) for verdict in report.verification or ()],
         "pictures": _pictures(report, colours),
     }
 
@@ -84,7 +85,7 @@ def _row(row: Candidate, report: Report, colour: str, metric: str, batches: list
 def _table_caption(report: Report) -> str:
     parts = [
         "All candidates ran in one process, request by request in turn, on the same photos; "
-        "a request is everything from the decoded photo to its detections."
+        "a request is everything from the decoded photo to what was found in it."
     ]
     if any(row.speedup_over_eager for row in report.candidates):
         parts.append("Faster than PyTorch: ratio of the medians.")
@@ -150,7 +151,7 @@ def _metrics(report: Report) -> dict[str, Any] | None:
     return {"names": [metric_label(name) for name in names], "rows": lines}
 
 
-def _verified(verdict: Verification) -> dict[str, Any]:
+def _verified(verdict: Verification, task: str) -> dict[str, Any]:
     lines = []
     for line in verdict.stages:
         share = 100 * line.error / line.limit if line.error is not None and line.limit else None
@@ -176,9 +177,15 @@ def _verified(verdict: Verification) -> dict[str, Any]:
         summary = f"Differs from PyTorch{images}, first at {verdict.first_difference or failed[0].stage}."
     for found in verdict.end_to_end:
         of = max(found.eager, found.artefact)
-        summary += f" End to end at batch {found.batch}: {found.matched:,} of {of:,} detections agree"
+        summary += f" End to end at batch {found.batch}: {found.matched:,} of {of:,} {words_of(task).agreed} agree"
         summary += f" ({100 * found.share:.4g} %)."
     return {"artefact": verdict.artefact, "lines": lines, "summary": summary, "passed": verdict.passed and not failed}
+
+
+def _count(number: int, what: str) -> str:
+    """1 detection, 3 detections, 2 classes."""
+    plural = "es" if what.endswith(("s", "x")) else "s"
+    return f"{number} {what}{'' if number == 1 else plural}"
 
 
 def _small(value: float | None) -> str:
@@ -196,7 +203,7 @@ def _pictures(report: Report, colours: dict[str, str]) -> list[dict[str, Any]]:
                 {
                     "name": row.name if row else panel.candidate,
                     "colour": colours.get(panel.candidate, "var(--torch-0)"),
-                    "count": f"{panel.detections} detection{'' if panel.detections == 1 else 's'}",
+                    "count": _count(panel.detections, words_of(report.task).found),
                     "width": panel.width,
                     "height": panel.height,
                     "jpeg": panel.jpeg,

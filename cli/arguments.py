@@ -9,7 +9,9 @@ import typer
 from .values import labels_from
 
 _PHOTOS = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
-Data = Annotated[str, typer.Option("--data", metavar="DIR", help="VOC or COCO folder, or `shapes`, made on the fly")]
+Data = Annotated[
+    str, typer.Option("--data", metavar="DIR", help="VOC, COCO or CamVid folder, or `shapes`, made on the fly")
+]
 Classes = Annotated[str | None, typer.Option(help="comma-separated; only these classes of the data")]
 Model = Annotated[str | None, typer.Option(help="of a plain state_dict: torchvision/<builder>")]
 Labels = Annotated[Path | None, typer.Option(help="of a plain state_dict: one class per line")]

@@ -2,7 +2,7 @@
 
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,13 +11,17 @@ from typing import Any
 from regionrt.bench.report import BenchOptions, bench, render
 from regionrt.bench.schema import Report
 from regionrt.export.bundle import ExportOptions, export_bundle, seal
+from regionrt.export.compress.calibration import Photo
 from regionrt.export.verify import verify
 from regionrt.runtime.atomic import replace_folder
 from regionrt.runtime.build import TARGETS, BuildOptions, build_engines
 from regionrt.runtime.bundle import Manifest, is_bundle
 from regionrt.runtime.errors import RegionRTError
 from regionrt.train.checkpoint import Checkpoint, module_from_checkpoint
-from regionrt.train.data import open_data
+from regionrt.train.models import MODELS
+from regionrt.train.tasks import TASKS, Task
+
+from .fallback import keep_until_it_holds
 
 Progress = Callable[[str, float], None]
 _STEPS = {"export": 0.0, "build": 0.15, "verify": 0.3, "bench": 0.5}  # where each begins, as a share of the time
@@ -30,7 +34,7 @@ class ContractError(RegionRTError):
 
 @dataclass(frozen=True)
 class DeployOptions:
-    """max_drop: points of AP50:95 (and of mask AP) that may be lost. targets: engines to build."""
+    """max_drop: points of AP50:95 (and mask AP), mIoU or localisation that may be lost. targets: engines to build."""
 
     max_drop: float = 0.5
     export: ExportOptions = field(default_factory=ExportOptions)
@@ -38,6 +42,7 @@ class DeployOptions:
     bench: BenchOptions = field(default_factory=BenchOptions)
     targets: tuple[str, ...] | None = None  # None: TensorRT for RTX where its library is installed
     verify_images: int = 32
+    search_split: str = "val"  # where layers are given back to fp32 until the drop holds
 
     def __post_init__(self) -> None:
         if not self.max_drop >= 0:
@@ -53,13 +58,15 @@ def deploy(
     options: DeployOptions,
     *,
     compress: Callable[[Checkpoint], Checkpoint] | None = None,
+    photos: Sequence[Photo] | None = None,
     commands: tuple[str, ...] = (),
     progress: Progress | None = None,
 ) -> Report:
     """Write the bundle `out` with its report, if the contract holds; else nothing appears there.
 
     The contract is judged on `options.bench.split` of `data`, on each artefact that runs here, against `checkpoint` in
-    eager PyTorch. compress: what is done to the checkpoint before export.
+    eager PyTorch. compress: what is done to the checkpoint before export. photos: to calibrate on. In int8 layers go
+    back to fp32, the most sensitive first, until the drop holds on `options.search_split`.
 
     Raises ContractError, naming the figures and the stage where PyTorch and the artefact first part; and what the steps
     raise. Returns the report, which also lies in the bundle.
@@ -68,11 +75,18 @@ def deploy(
     with replace_folder(out, is_bundle) as final, tempfile.TemporaryDirectory() as scratch:
         bundle = Path(scratch) / Path(out).absolute().name  # its name stands in the report
         exported = compress(checkpoint) if compress else checkpoint
-        export_bundle(exported, bundle, options.export, progress=_part(tell, "export"))
+        chosen, prepared = options.export, None
+        if options.export.precision == "int8" and photos is not None:
+            validation = open_data(data, options.search_split, checkpoint.labels, options.bench.classes)
+            chosen, prepared, _ = keep_until_it_holds(
+                exported, checkpoint, options.export, photos, validation, options.max_drop, _part(tell, "export")
+            )
+        export_bundle(exported, bundle, chosen, photos=photos, prepared=prepared, progress=_part(tell, "export"))
         targets = options.targets if options.targets is not None else _targets_here(options.export)
         for target in targets:
             build_engines(bundle, target, options.build, _part(tell, "build"))
-        samples = open_data(data, options.bench.split, checkpoint.labels, options.bench.classes)
+        task = TASKS[MODELS[checkpoint.model].task]
+        samples = task.open_data(data, options.bench.split, checkpoint.labels, options.bench.classes)
         images = [
             (s.name, s.image()) for s in map(samples.__getitem__, range(min(len(samples), options.verify_images)))
         ]
@@ -89,7 +103,7 @@ def deploy(
             commands=commands or None,
             progress=_part(tell, "bench"),
         )
-        broken = _broken_contract(report, options.max_drop)
+        broken = _broken_contract(report, task, options.max_drop)
         if broken:
             apart = verify(bundle, module_from_checkpoint(checkpoint), images[:_EXPLAIN_IMAGES], batches=(1,))
             where = next((v.first_difference for v in apart if v.first_difference), None)
@@ -117,14 +131,14 @@ def _targets_here(export: ExportOptions) -> tuple[str, ...]:
     return ("tensorrt-rtx",) if buildable else ()
 
 
-def _broken_contract(report: Report, max_drop: float) -> str | None:
+def _broken_contract(report: Report, task: Task, max_drop: float) -> str | None:
     """The worst loss beyond `max_drop` points as a sentence; None if the contract holds."""
     worst: tuple[float, str] | None = None
     for row in report.candidates:
         if row.kind != "bundle" or row.accuracy is None:
             continue
         for found in row.accuracy.differences:
-            if found.metric in ("AP", "mask_AP") and -found.points > max(max_drop, worst[0] if worst else 0.0):
+            if found.metric in task.contract and -found.points > max(max_drop, worst[0] if worst else 0.0):
                 text = (
                     f"{row.name} loses {-found.points:.2f} points of {found.metric} on {row.accuracy.images} images "
                     f"({found.confidence:.0%} interval {-found.high:.2f} to {-found.low:.2f}), allowed are {max_drop:g}"

@@ -53,7 +53,8 @@ def compress(
     from regionrt.export.compress.calibration import Photo, spread
     from regionrt.export.compress.checkpoint import CompressOptions, compress_checkpoint
     from regionrt.train.checkpoint import write_checkpoint
-    from regionrt.train.data import open_data
+    from regionrt.train.models import MODELS
+    from regionrt.train.tasks import TASKS
 
     if sum(given is not None for given in (rank, energy, ratio)) != 1:
         raise typer.BadParameter("say how far to compress by one of --rank, --energy and --ratio")
@@ -64,7 +65,7 @@ def compress(
     source = checkpoint_from(checkpoint, model, labels)
     photos = None
     if data is not None:
-        chosen = open_data(data, split, source.labels)
+        chosen = TASKS[MODELS[source.model].task].open_data(data, split, source.labels, None)
         samples = [chosen[i] for i in spread(range(len(chosen)), images)]
         photos = [Photo(sample.name, sample.image) for sample in samples]
     with console.steps("compress") as tell:
@@ -124,6 +125,7 @@ def export(
     calibration_images: CalibrationImages = 64,
     keep: Keep = None,
     most_error: MostError = 0.1,
+    probabilities: Annotated[bool, typer.Option("--probabilities", help="segmentation: of every class too")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Checkpoint → bundle: ONNX files, weights, labels, manifest."""
@@ -132,8 +134,8 @@ def export(
 
     options = ExportOptions(
         precision=precision, ops=names_from(ops), size=size_from(size), dynamic=dynamic, score=score, nms=nms,
-        detections=detections, proposals=proposals, calibration=calibration, keep=names_from(keep) or (),
-        most_error=most_error,
+        detections=detections, proposals=proposals, probabilities=probabilities, calibration=calibration,
+        keep=names_from(keep) or (), most_error=most_error,
     )  # fmt: skip
     source = checkpoint_from(checkpoint, model, labels)
     photos = photos_from(calibrate, calibration_images) if calibrate else None
@@ -188,10 +190,11 @@ def verify(
     """PyTorch against the bundle, stage by stage and end to end, on real images; exit code 1 where they differ."""
     from regionrt.export.verify import verify as run
     from regionrt.train.checkpoint import module_from_checkpoint
-    from regionrt.train.data import open_data
+    from regionrt.train.models import MODELS
+    from regionrt.train.tasks import TASKS
 
     source = checkpoint_from(checkpoint, model, labels)
-    chosen = open_data(data, split, source.labels, names_from(classes))
+    chosen = TASKS[MODELS[source.model].task].open_data(data, split, source.labels, names_from(classes))
     samples = [chosen[i] for i in range(min(images, len(chosen)))]
     sizes = [int(n) for n in names_from(batch) or () if n.isdigit() and int(n) > 0]
     if not sizes:

@@ -12,7 +12,21 @@ import typer
 
 from . import console
 from .app import verb
-from .arguments import AsJson, Classes, Data, Labels, Model, Size, checkpoint_from
+from .arguments import (
+    AsJson,
+    Calibrate,
+    CalibrationImages,
+    CalibrationMethod,
+    Classes,
+    Data,
+    Keep,
+    Labels,
+    Model,
+    MostError,
+    Size,
+    checkpoint_from,
+    photos_from,
+)
 from .values import names_from, ranks_from, size_from, sizes_from
 
 
@@ -120,11 +134,18 @@ def deploy(
     checkpoint: Path,
     data: Data,
     out: Annotated[Path, typer.Option(metavar="BUNDLE")],
-    max_drop: Annotated[float, typer.Option(help="points of AP50:95 (and mask AP) that may be lost")] = 0.5,
+    max_drop: Annotated[
+        float, typer.Option(help="points of AP50:95 (and mask AP), mIoU or localisation that may be lost")
+    ] = 0.5,
     rank: Annotated[
         str | None, typer.Option(metavar="fc6=1024,fc7=256", help="split layers by truncated SVD first")
     ] = None,
-    precision: Annotated[str, typer.Option(help="fp32, fp16 or bf16; see export")] = "fp32",
+    precision: Annotated[str, typer.Option(help="see export; int8 gives layers back until the drop holds")] = "fp32",
+    calibrate: Calibrate = None,
+    calibration: CalibrationMethod = "percentile",
+    calibration_images: CalibrationImages = 64,
+    keep: Keep = None,
+    most_error: MostError = 0.1,
     size: Size = None,
     dynamic: Annotated[bool, typer.Option("--dynamic", help="any size up to --size, in steps of the stride")] = False,
     proposals: Annotated[int | None, typer.Option(help="most proposals of an image")] = None,
@@ -157,7 +178,7 @@ def deploy(
         max_drop=max_drop,
         export=ExportOptions(
             precision=precision, size=size_from(size), dynamic=dynamic, score=score, proposals=proposals,
-            detections=detections,
+            detections=detections, calibration=calibration, keep=names_from(keep) or (), most_error=most_error,
         ),
         bench=BenchOptions(
             split=split, classes=names_from(classes), seconds=seconds, compile_seconds=compile_seconds
@@ -173,6 +194,7 @@ def deploy(
             out,
             options,
             compress=(lambda c: compress_checkpoint(c, CompressOptions(ranks))[0]) if ranks else None,
+            photos=photos_from(calibrate, calibration_images) if calibrate else None,
             commands=("regionrt " + shlex.join(sys.argv[1:]),),
             progress=tell,
         )
@@ -224,15 +246,21 @@ def _print_report(report: Any, page: Path, as_json: bool) -> None:
     if as_json:
         console.print_json(report.to_json())
         return
+    from regionrt.bench.headline import metric_label
+    from regionrt.bench.wording import words_of
+
+    metric = "AP" if report.task == "instance-segmentation" else words_of(report.task).metric
     rows = []
     for row in report.candidates:
         latency = [f"{row.latency.p50_ms:.1f}", f"{row.latency.p90_ms:.1f}"] if row.latency else ["not run", ""]
         faster = f"{row.speedup_over_eager.ratio:.2f}×" if row.speedup_over_eager else ""
-        ap = row.accuracy.metrics.get("AP") if row.accuracy else None
-        lost = next((d for d in row.accuracy.differences if d.metric == "AP"), None) if row.accuracy else None
+        ap = row.accuracy.metrics.get(metric) if row.accuracy else None
+        lost = next((d for d in row.accuracy.differences if d.metric == metric), None) if row.accuracy else None
         change = f"{lost.points:+.2f} [{lost.low:+.2f}, {lost.high:+.2f}]" if lost else ""
         rows.append([row.name, *latency, faster, f"{100 * ap:.2f}" if ap is not None else "", change])
-    console.table(report.title, ["candidate", "p50 ms", "p90 ms", "faster", "AP", "change (95 %)"], rows)
+    console.table(
+        report.title, ["candidate", "p50 ms", "p90 ms", "faster", metric_label(metric), "change (95 %)"], rows
+    )
     console.out.print(f"report: {page}", markup=False, soft_wrap=True)
 
 

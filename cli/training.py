@@ -48,7 +48,13 @@ def train(
     start: Annotated[
         Path | None, typer.Option("--from", metavar="CKPT", help="go on from this checkpoint, e.g. a compressed one")
     ] = None,
-    freeze: Annotated[str | None, typer.Option(metavar="LAYERS", help="comma-separated, e.g. backbone")] = None,
+    freeze: Annotated[
+        str | None, typer.Option(metavar="LAYERS", help="comma-separated, e.g. backbone (a feature extractor)")
+    ] = None,
+    backbone_lr: Annotated[float | None, typer.Option(help="fine-tuning: rate of the backbone's layers")] = None,
+    schedule: Annotated[str, typer.Option(help="of the rates: one-cycle, poly or constant")] = "one-cycle",
+    warmup: Annotated[float, typer.Option(help="share of the steps in which the rates rise")] = 0.15,
+    balance: Annotated[bool, typer.Option("--balance", help="segmentation: weigh classes by median frequency")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="go on after the last whole epoch in RUN")] = False,
     classes: Classes = None,
     precision: Annotated[str, typer.Option(help="fp32, or bf16 where the processor has it")] = "fp32",
@@ -71,7 +77,7 @@ def train(
     seed: int = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Train a model on VOC, COCO or `shapes` data."""
+    """Train a model on VOC, COCO or `shapes` data, segmentation on CamVid- or Pascal-style label maps."""
     from regionrt.train.options import TrainOptions
     from regionrt.train.trainer import train as run
 
@@ -82,7 +88,7 @@ def train(
         raise typer.BadParameter(f"--scale: expected LOW,HIGH such as 0.8,1.2, found {scale!r}") from error
     options = TrainOptions(
         epochs=epochs, batch=batch, lr=lr,
-        optimizer=optimizer,
+        optimizer=optimizer, backbone_lr=backbone_lr, schedule=schedule, warmup=warmup, balance=balance,
         weight_decay=weight_decay, init=init, start=start, freeze=names_from(freeze) or (), resume=resume,
         size=size_from(size), precision=precision, early_stop=early_stop, evaluate_every=evaluate_every,
         scale=scales, colour=colour, flip=flip, workers=workers,
@@ -100,6 +106,9 @@ def train(
         if "note" in row:
             console.say(str(row["note"]))
             return
+        if "groups" in row:
+            _print_groups(row["groups"])
+            return
         rows.append(dict(row))
         console.say("  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()))
 
@@ -108,6 +117,20 @@ def train(
         console.print_json({"best": str(best), "epochs": rows})
     else:
         console.out.print(f"{best}", markup=False, soft_wrap=True)
+
+
+def _print_groups(groups: Sequence[Any]) -> None:
+    """What is frozen, and which rate the rest has; on standard error, where progress goes."""
+    rows = [
+        [
+            g["group"],
+            str(g["tensors"]),
+            f"{g['parameters']:,}",
+            *(("–", "–") if g["frozen"] else (f"{g['lr']:g}", f"{g['weight_decay']:g}")),
+        ]
+        for g in groups
+    ]
+    console.table("what learns", ["layers", "tensors", "parameters", "highest rate", "decay"], rows, to=console.err)
 
 
 def _settings(pairs: Sequence[str]) -> dict[str, Any]:
@@ -136,28 +159,30 @@ def evaluate(
     backend: Annotated[str, typer.Option(help="of a bundle")] = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """COCO AP and VOC AP of a checkpoint or a bundle, by the same code."""
+    """AP, mIoU or localisation of a checkpoint or a bundle, by the same code."""
     from regionrt.runtime import load
-    from regionrt.train.data import open_data
-    from regionrt.train.evaluate import evaluate as measure
+    from regionrt.train.models import MODELS
+    from regionrt.train.tasks import TASKS
     from regionrt.train.torch_runner import torch_predictor
 
     if source.is_dir():
         predict = load(source, backend)
+        task = TASKS[predict.about["task"]]
     else:
-        predict = torch_predictor(checkpoint_from(source, model, labels))
+        checkpoint = checkpoint_from(source, model, labels)
+        predict, task = torch_predictor(checkpoint), TASKS[MODELS[checkpoint.model].task]
     with predict, console.counting(f"{source.name} on {split}") as tell:
-        chosen = open_data(data, split, predict.labels, names_from(classes))
-        found = measure(predict, chosen, max_images=max_images, progress=tell)
+        chosen = task.open_data(data, split, predict.labels, names_from(classes))
+        found = task.evaluate(predict, chosen, max_images=max_images, progress=tell)
     if as_json:
         console.print_json({**found.to_json(), "about": predict.about})
         return
     backend_used = f"{predict.about['backend']} {predict.about.get('precision', '')}"
     title = f"{source} on {split}, {len(found.image_ids)} images, {backend_used} (points, 0..100)"
     console.table(title, ["figure", "value"], console.metrics_rows(found.metrics))
-    columns = ["AP", "AP50"] + (["mask_AP", "mask_AP50"] if "mask_AP" in found.metrics else [])
+    columns = task.per_class + (("mask_AP", "mask_AP50") if "mask_AP" in found.metrics else ())
     rows = [
         [name, f"{int(values['objects'])}", *(row[1] for row in console.metrics_rows({c: values[c] for c in columns}))]
         for name, values in found.per_class.items()
     ]
-    console.table("per class", ["class", "objects", *columns], rows)
+    console.table("per class", ["class", task.counted, *columns], rows)

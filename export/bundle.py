@@ -16,17 +16,19 @@ from regionrt.runtime.atomic import replace_folder
 from regionrt.runtime.bundle import MANIFEST, Artifact, Manifest, is_bundle, sha256_of
 from regionrt.runtime.image import Canvas
 from regionrt.train.checkpoint import Checkpoint, module_from_checkpoint
-from regionrt.train.models.region import canvas_of
+from regionrt.train.models import ModelError
+from regionrt.train.tasks import Task, task_of
 
 from .calibration.ranges import METHODS
 from .compress.calibration import Photo
 from .errors import ExportError
 from .exportable import check_supported
+from .exportable_dense import check_dense
 from .passes.fp8 import fp8
 from .passes.fp16 import fp16
 from .passes.int8 import SYMMETRIC, U8S8, int8
 from .passes.lower import lower
-from .passes.stages import OpBetween, Stage, stages
+from .passes.stages import OpBetween, Stage, stages, whole_stage
 from .proof import prove_integers
 from .quantizing import MOST_ERROR, QUANTIZED, Quantization, layer_names, quantization_of
 from .thresholds import MAX_TOP_K, thresholds_of, with_thresholds
@@ -52,6 +54,8 @@ STAGED_BACKENDS = {
 }
 """What can run dense stages in a precision. bf16 is what the engine computes in: the weights in the file are fp32. A
 CPU would compute fp16 in fp32, which is not what was asked: those stages are for engines, of either TensorRT."""
+DENSE_TASKS = ("segmentation", "localisation")
+"""Nets without regions: no thresholds, no ops between stages."""
 WEIGHTS = "weights.bin"
 PRECISION_TABLE = "precision.json"
 """What calibration found: sensitivity and share of the work of each layer, and why it stays in fp32."""
@@ -75,6 +79,7 @@ class ExportOptions:
     calibration: str = METHODS[0]  # how ranges are found: one of METHODS
     keep: tuple[str, ...] = ()  # layers, by their names in the graph, that stay in fp32
     most_error: float = MOST_ERROR  # int8, fp8: a layer that alone costs more stays in fp32
+    probabilities: bool = False  # segmentation: also of every class
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
@@ -98,6 +103,14 @@ class ExportOptions:
         return tuple(form for form in FORMS[self.precision] if (self.precision, form) not in _ASKED_FOR)
 
 
+@dataclass
+class Prepared:
+    """What an export has found out before it writes."""
+
+    abstract: ir.Model | None = None
+    quantization: Quantization | None = None
+
+
 def export_bundle(
     source: nn.Module | Checkpoint,
     out: str | Path,
@@ -105,13 +118,17 @@ def export_bundle(
     *,
     labels: Sequence[str] | None = None,
     photos: Sequence[Photo] | None = None,
+    prepared: Prepared | None = None,
     progress: Progress | None = None,
 ) -> Path:
-    """Write the bundle `out` of a checkpoint, or of a live torchvision FasterRCNN/MaskRCNN with `labels`.
+    """Write the bundle `out` of a checkpoint, or of a live module (see `tasks.task_of`) with `labels`.
 
-    labels: names by index, `__background__` first. photos: to calibrate on, which int8 and fp8 need; fp16 keeps layers
-    in fp32 that come near the end of its range on them. An older bundle at `out` is replaced in one step; anything else
-    there is an error. Nothing appears under `out` unless it is whole. Raises ExportError, CheckpointError, OutputError.
+    labels: names by index, except for segmentation with `__background__` first. photos: to calibrate on, which int8 and
+    fp8 need; fp16 keeps layers in fp32 that come near the end of its range on them. prepared: filled by the first of
+    several exports of the same source, photos and options but for `keep`, and spares the others their longest steps.
+
+    An older bundle at `out` is replaced in one step; anything else there is an error. Nothing appears under `out`
+    unless it is whole. Raises ExportError, CheckpointError, OutputError.
     """
     options = options or ExportOptions()
     tell = progress or (lambda text, done: None)
@@ -120,32 +137,31 @@ def export_bundle(
         checkpoint_hash = sha256_of(source.path) if source.path else None
     else:
         if labels is None:
-            raise ExportError("a live module needs labels=: the names of its classes, `__background__` first")
+            raise ExportError(
+                "a live module needs labels=: the names of its classes, a detector's with `__background__` first"
+            )
         module, names, model_name, checkpoint_hash = source, tuple(labels), type(source).__name__, None
-    check_supported(module)
-    _check_labels(module, names)
     _check_photos(options, photos)
-
-    thresholds = thresholds_of(
-        module,
-        score=options.score,
-        nms=options.nms,
-        detections=options.detections,
-        proposals=options.proposals,
-        candidates=options.candidates,
-    )
-    canvas = canvas_of(module, options.size, options.dynamic)
+    task = _task_of(module)
+    _check_labels(module, names, task)
+    thresholds, ready, candidates = _thresholds(module, task, options)
+    if task.name in DENSE_TASKS and options.precision == "fp16" and "staged" in options.forms:
+        raise ExportError("fp16 staged: a net without regions is one stage: build engines from the form portable")
+    canvas = task.canvas_of(module, options.size, options.dynamic)
     with replace_folder(out, is_bundle) as folder:
         tell("exporting to ONNX", 0.0)
-        abstract = onnx_from_module(
-            with_thresholds(module, thresholds).eval(), canvas, candidates=thresholds.candidates
-        )
+        found = prepared or Prepared()
+        if found.abstract is None:
+            found.abstract = onnx_from_module(ready, canvas, candidates=candidates, probabilities=options.probabilities)
+        abstract = found.abstract.clone()
         quantization = None
         if photos is not None:
-            quantization = quantization_of(
-                abstract, canvas, photos, options.precision, method=options.calibration, keep=options.keep,
-                most_error=options.most_error, progress=lambda text, done: tell(text, 0.2 + 0.5 * done),
-            )  # fmt: skip
+            if found.quantization is None:
+                found.quantization = quantization_of(
+                    abstract, canvas, photos, options.precision, method=options.calibration,
+                    most_error=options.most_error, progress=lambda text, done: tell(text, 0.2 + 0.5 * done),
+                )  # fmt: skip
+            quantization = found.quantization.keeping(options.keep, layer_names(abstract))
             table = quantization.to_json(layer_names(abstract))
             (folder / PRECISION_TABLE).write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
         if options.precision == "fp16":
@@ -155,14 +171,14 @@ def export_bundle(
         artifacts: list[Artifact] = []
         for form in options.forms:
             if form == "staged":
-                alone = options.forms == ("staged",)
-                dense, between = stages(abstract, permute_weights=alone)
+                dense, between = _stages_of(abstract, task, alone=options.forms == ("staged",))
                 if options.precision == "int8" and quantization is not None:
                     dense = [_in_int8(stage, quantization) for stage in dense]
                 models |= {_stage_file(stage): stage.model for stage in dense}
                 artifacts += _staged(abstract, dense, between, options.precision, canvas)
                 constants: dict[str, Any] = {k: v for op in between for k, v in op.constants.items()}
-                np.savez(folder / CONSTANTS, **constants)
+                if constants:
+                    np.savez(folder / CONSTANTS, **constants)
             else:
                 lowered, layers = _quantized(abstract, form, quantization)
                 models[f"{form}.onnx"] = lower(lowered, form)
@@ -175,11 +191,11 @@ def export_bundle(
         seal(
             Manifest(
                 folder=folder,
-                task="instance-segmentation" if module.roi_heads.has_mask() else "detection",
+                task=task.name,
                 model=model_name,
                 labels=tuple(names),
                 canvas=canvas,
-                thresholds=thresholds.to_json(),
+                thresholds=thresholds,
                 files={},
                 artifacts=tuple(artifacts),
                 checkpoint_sha256=checkpoint_hash,
@@ -202,15 +218,48 @@ def seal(manifest: Manifest) -> None:
     (folder / MANIFEST).write_text(json.dumps(whole.to_json(), indent=2) + "\n", encoding="utf-8")
 
 
-def _check_labels(module: nn.Module, labels: Sequence[str]) -> None:
-    predictor = module.roi_heads.box_predictor
-    classes = getattr(getattr(predictor, "cls_score", None), "out_features", len(labels))
+def _task_of(module: nn.Module) -> Task:
+    """The task of a module that can be exported; ExportError for others."""
+    try:
+        task = task_of(module)
+    except ModelError as error:
+        raise ExportError(str(error)) from error
+    (check_dense if task.name in DENSE_TASKS else check_supported)(module)
+    return task
+
+
+def _thresholds(module: nn.Module, task: Task, options: ExportOptions) -> tuple[dict[str, Any], nn.Module, int]:
+    """What stands in the manifest, the module with it, and the cap of candidates. ExportError for options of others."""
+    given = {name: getattr(options, name) for name in ("score", "nms", "detections", "proposals")}
+    if task.name in DENSE_TASKS:
+        if wrong := [name for name, value in given.items() if value is not None]:
+            raise ExportError(f"{', '.join(wrong)}: a net for {task.name} has no such threshold, leave it out")
+        return dict(task.thresholds_of(module)), module, MAX_TOP_K
+    thresholds = thresholds_of(module, candidates=options.candidates, **given)
+    return thresholds.to_json(), with_thresholds(module, thresholds).eval(), thresholds.candidates
+
+
+def _stages_of(abstract: ir.Model, task: Task, alone: bool) -> tuple[list[Stage], list[OpBetween]]:
+    """Dense stages and the ops between them; nets without RoIs are one stage."""
+    if task.name in DENSE_TASKS:
+        return [whole_stage(lower(abstract, "portable"))], []
+    return stages(abstract, permute_weights=alone)
+
+
+def _check_labels(module: nn.Module, labels: Sequence[str], task: Task) -> None:
+    if task.name in DENSE_TASKS:
+        classes = module.num_classes
+    else:
+        predictor = module.roi_heads.box_predictor
+        classes = getattr(getattr(predictor, "cls_score", None), "out_features", len(labels))
     if len(labels) != classes:
         raise ExportError(
             f"expected {classes} labels (one for each class of the model, `__background__` first), found {len(labels)}"
         )
-    if labels[0] != "__background__" or any(name.splitlines() != [name] or not name.strip() for name in labels):
-        raise ExportError("expected `__background__` as the first label, and no label empty or with a line break")
+    no_background = task.name != "segmentation" and labels[0] != "__background__"
+    if no_background or any(name.splitlines() != [name] or not name.strip() for name in labels):
+        first = "" if task.name == "segmentation" else "`__background__` as the first label, and "
+        raise ExportError(f"expected {first}no label empty or with a line break")
 
 
 def _artifact(file: str, model: ir.Model, precision: str, canvas: Canvas, quantized: tuple[str, ...] = ()) -> Artifact:
@@ -250,7 +299,8 @@ def _check_photos(options: ExportOptions, photos: Sequence[Photo] | None) -> Non
 def _staged(
     model: ir.Model, dense: Sequence[Stage], between: Sequence[OpBetween], precision: str, canvas: Canvas
 ) -> list[Artifact]:
-    files = (*map(_stage_file, dense), WEIGHTS, CONSTANTS)
+    constants = (CONSTANTS,) if any(op.constants for op in between) else ()
+    files = (*map(_stage_file, dense), WEIGHTS, *constants)
     described = {
         "stages": tuple(stage.to_json(_stage_file(stage)) for stage in dense),
         "quantized": tuple(name for stage in dense for name in stage.quantized),

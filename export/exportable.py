@@ -23,6 +23,7 @@ from regionrt.train.models.region import normalise
 
 from .errors import ExportError
 
+OUTPUTS = ("num_detections", "boxes", "scores", "labels", "overflow", "masks")
 MIN_DETECTION_PX = 1e-2  # torchvision's RoIHeads.postprocess_detections
 
 
@@ -40,6 +41,7 @@ class ExportableDetector(nn.Module):
         self.module = module
         self.candidates = candidates
         self.dynamic = dynamic
+        self.outputs = OUTPUTS if module.roi_heads.has_mask() else OUTPUTS[:-1]
         with torch.no_grad():
             features = self._features(torch.zeros(1, 3, height, width))
         self.box_pool = _PoolSettings(module.roi_heads.box_roi_pool, features, height)

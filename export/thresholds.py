@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from torch import nn
+from torchvision.models.detection import FasterRCNN
 
 from .errors import ExportError
 
@@ -61,8 +62,11 @@ def thresholds_of(module: nn.Module, **changes: float | int | None) -> Threshold
 def with_thresholds(module: nn.Module, thresholds: Thresholds | Mapping[str, Any]) -> nn.Module:
     """A copy of the module (sharing no weights) that uses `thresholds`; a manifest's dictionary is accepted.
 
-    Of a dictionary, entries that are no thresholds are passed over, and those that are missing stay the module's own.
+    Nets that are no detectors are copied as they are. Of a dictionary, entries that are no thresholds are passed over,
+    and those that are missing stay the module's own.
     """
+    if not isinstance(module, FasterRCNN):
+        return copy.deepcopy(module)  # dense nets and localisers have none
     if not isinstance(thresholds, Thresholds):
         known = {field.name for field in fields(Thresholds)}
         thresholds = thresholds_of(module, **{name: value for name, value in thresholds.items() if name in known})

@@ -17,10 +17,12 @@ from regionrt.plugins.ops import DOMAIN, OPS, OPSET, VERSION, Op
 from regionrt.runtime.image import Canvas
 
 from .errors import ExportError
-from .exportable import ExportableDetector
+from .exportable import OUTPUTS, ExportableDetector
+from .exportable_dense import dense_program
 from .passes.fold_scale import fold_scale
 
-OUTPUTS = ("num_detections", "boxes", "scores", "labels", "overflow", "masks")
+__all__ = ["OUTPUTS", "onnx_from_module"]
+
 _STAGE_NAMES = {  # of the values at our nodes, so that verify can speak of them; `.` marks one per level
     "RegionProposals": (("objectness.", "rpn_deltas.", "anchors."), ("rois", "roi_scores", "roi_counts")),
     "RegionDetections": (
@@ -30,8 +32,16 @@ _STAGE_NAMES = {  # of the values at our nodes, so that verify can speak of them
 }
 
 
-def onnx_from_module(module: nn.Module, canvas: Canvas, *, candidates: int = 3840) -> ir.Model:
-    """The abstract graph of a torchvision FasterRCNN or MaskRCNN for one canvas.
+_POOLING_NAMES = {  # numbered in the order in which they run
+    "RegionMaxPool": (("pool_input",), ("pooled", "places")),
+    "RegionMaxUnpool": (("unpool_input",), ("unpooled",)),
+}
+
+
+def onnx_from_module(
+    module: nn.Module, canvas: Canvas, *, candidates: int = 3840, probabilities: bool = False
+) -> ir.Model:
+    """The abstract graph of a torchvision FasterRCNN or MaskRCNN, a `DenseNet` or a `Localiser` for one canvas.
 
     Inputs `images` uint8 [N, H, W, 3] and `image_sizes` int32 [N, 2]; N is dynamic, H and W too when the canvas is
     (multiples of canvas.multiple, at most canvas.height × canvas.width). Values at our nodes carry the stage names of
@@ -42,13 +52,13 @@ def onnx_from_module(module: nn.Module, canvas: Canvas, *, candidates: int = 384
             f"expected a dynamic canvas of at least 3 strides ({3 * canvas.multiple} px) each way, "
             f"found {canvas.height}x{canvas.width}: give a larger size, or a fixed one"
         )
-    program = ExportableDetector(
+    program = dense_program(module, canvas, probabilities) or ExportableDetector(
         module, canvas.height, canvas.width, candidates=candidates, dynamic=canvas.dynamic
-    ).eval()
+    )
+    program.eval()
     batch = 2  # an example of batch 1 would be frozen to 1
     images = torch.zeros(batch, canvas.height, canvas.width, 3, dtype=torch.uint8)
     image_sizes = torch.tensor([[canvas.height, canvas.width]] * batch, dtype=torch.int32)
-    names = OUTPUTS if module.roi_heads.has_mask() else OUTPUTS[:-1]
     try:
         with torch.no_grad(), _quiet():
             exported = torch.onnx.export(
@@ -57,7 +67,7 @@ def onnx_from_module(module: nn.Module, canvas: Canvas, *, candidates: int = 384
                 dynamo=True,
                 opset_version=OPSET,
                 input_names=["images", "image_sizes"],
-                output_names=list(names),
+                output_names=list(program.outputs),
                 dynamic_shapes=_dynamic_shapes(canvas),
                 custom_translation_table={op.torch_op._opoverload: _translation(op) for op in OPS.values()},
                 verbose=False,
@@ -69,7 +79,10 @@ def onnx_from_module(module: nn.Module, canvas: Canvas, *, candidates: int = 384
     model.ir_version = 10  # what opset 20 came with; older runtimes refuse newer ones
     model.producer_name, model.producer_version = "regionrt", ""
     model.graph.name = type(module).__name__
-    _name_stages(model, program)
+    if isinstance(program, ExportableDetector):
+        _name_stages(model, program)
+    else:
+        _name_dense_stages(model, "labels" in program.outputs[:1])
     _strip_metadata(model)
     return model
 
@@ -139,6 +152,25 @@ def _name_stages(model: ir.Model, program: ExportableDetector) -> None:
             value.name = name
         for value, name in zip(node.outputs, outputs, strict=True):
             value.name = name
+
+
+def _name_dense_stages(model: ir.Model, segments: bool) -> None:
+    """Name what is pooled and unpooled, and the logits, as `train.models.dense.eager` does."""
+    named: set[ir.Value] = set()
+    counts = dict.fromkeys(_POOLING_NAMES, 0)
+    for node in model.graph:
+        if segments and node.op_type == "ArgMax" and node.inputs[0] is not None:
+            node.inputs[0].name = "logits"
+        if node.domain != DOMAIN:
+            continue
+        number = counts[node.op_type]
+        counts[node.op_type] += 1
+        for values, names in zip((node.inputs, node.outputs), _POOLING_NAMES[node.op_type], strict=True):
+            for value, name in zip(values, names, strict=False):
+                if value not in named:
+                    value.name = f"{name}.{number}"
+                    named.add(value)
+        node.outputs[0].type = node.inputs[0].type  # our schemas leave it open
 
 
 def _strip_metadata(model: ir.Model) -> None:

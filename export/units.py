@@ -48,6 +48,7 @@ class _Graph:
         options.log_severity_level = 3
         # Each session has threads of its own: left spinning, they would take the cores from PyTorch and each other.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        _give_logits(piece.model.graph)
         data = ir.to_proto(piece.model).SerializeToString()
         self.session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
         self.inputs = {value.name: ir.DataType(value.dtype).numpy() for value in piece.model.graph.inputs}
@@ -56,6 +57,14 @@ class _Graph:
         feeds = {name: values[stage_name(name)].astype(dtype, copy=False) for name, dtype in self.inputs.items()}
         outputs = [output.name for output in self.session.get_outputs()]
         return {stage_name(n): v for n, v in zip(outputs, self.session.run(outputs, feeds), strict=True)}
+
+
+def _give_logits(graph: ir.Graph) -> None:
+    """Let a piece that decides on labels also give the logits that it does so by."""
+    for node in graph:
+        for value in node.outputs:
+            if value.name is not None and stage_name(value.name) == "logits" and not value.is_graph_output():
+                graph.outputs.append(value)
 
 
 class _Step:

@@ -26,6 +26,10 @@ TOLERANCES = {
     "bf16": Tolerance(stage=1e-1, iou=0.8, score=0.15, mask_iou=0.8, matched=0.7),
 }
 
+PIXELS = {"fp32": 0.999, "fp16": 0.95, "bf16": 0.9}
+"""Share of a photo's pixels that must have the same label, by precision: where two classes are equally likely, rounding
+decides. What a precision costs is judged by mIoU."""
+
 _STAGES = {
     "features": "backbone/neck features",
     "objectness": "RPN scores",
@@ -38,6 +42,15 @@ _STAGES = {
     "boxes": "final detections",
     "mask_roi_features": "mask RoI features",
     "masks": "masks",
+    "pool_input": "encoder features",
+    "pooled": "pooling",
+    "places": "places of maxima",
+    "unpool_input": "decoder features",
+    "unpooled": "unpooling",
+    "logits": "class logits",
+    "probabilities": "class probabilities",
+    "labels": "label map",
+    "box_fractions": "box regression",
 }
 
 
@@ -69,9 +82,10 @@ class StageCheck:
 
 @dataclass
 class Agreement:
-    """End to end at one batch size: boxes of eager, of the artefact, and those that both have."""
+    """End to end at one batch size: boxes (or pixels) of eager, of the artefact, and those that both have."""
 
     batch: int
+    what: str = "detections"  # or "pixels"
     matched: int = 0
     eager: int = 0
     artefact: int = 0
@@ -122,7 +136,7 @@ class Verification:
         for found in self.agreements:
             if found.share < self.tolerance.matched:
                 return (
-                    f"end to end at batch {found.batch}: {found.matched} detections agree of PyTorch's {found.eager} "
+                    f"end to end at batch {found.batch}: {found.matched} {found.what} agree of PyTorch's {found.eager} "
                     f"and the artefact's {found.artefact} ({found.share:.2%}, needed {self.tolerance.matched:.1%}), "
                     f"worst on {found.worst_image}"
                 )

@@ -6,6 +6,7 @@ it has grown. Proposals and detections are compared as sets: another order of ti
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,14 @@ from regionrt.runtime.backends import Runner
 from regionrt.runtime.bundle import Artifact, Manifest
 from regionrt.runtime.image import Canvas
 from regionrt.runtime.loading import runner_for
-from regionrt.train.models.region import eager
+from regionrt.train.tasks import task_of
 
 from .errors import ExportError
 from .matching import match_scored
 from .thresholds import with_thresholds
 from .to_onnx import OUTPUTS
 from .units import Values, units_of
-from .verdict import TOLERANCES, Agreement, StageCheck, Tolerance, Verification, stage_of
+from .verdict import PIXELS, TOLERANCES, Agreement, StageCheck, Tolerance, Verification, stage_of
 
 _SETS = {  # ops whose outputs are sets of boxes: names of boxes, scores, labels, count
     "RegionProposals": ("rois", "roi_scores", None, "roi_counts"),
@@ -60,7 +61,7 @@ def verify(
     if not chosen:
         raise ExportError(f"{bundle} holds no ONNX artefact{f' of form {forms}' if forms else ''} to verify")
 
-    tolerances = [_tolerance_of(artifact) for artifact in chosen]
+    tolerances = [_tolerance_of(artifact, manifest.task) for artifact in chosen]
     results = [
         Verification(str(a), a.form, a.precision, len(images), t) for a, t in zip(chosen, tolerances, strict=True)
     ]
@@ -79,29 +80,32 @@ def verify(
     return results
 
 
-def _tolerance_of(artifact: Artifact) -> Tolerance:
+def _tolerance_of(artifact: Artifact, task: str) -> Tolerance:
     if artifact.precision not in TOLERANCES:
         known = " or ".join(TOLERANCES)
         raise ExportError(f"{artifact}: no tolerance is known for {artifact.precision}, expected {known}")
-    return TOLERANCES[artifact.precision]
+    tolerance = TOLERANCES[artifact.precision]
+    return replace(tolerance, matched=PIXELS[artifact.precision]) if task == "segmentation" else tolerance
 
 
 class _Reference:
-    """Eager's values. On a fixed canvas an image's detections do not depend on its batch, and are computed once."""
+    """Eager's values. On a fixed canvas what is found in an image does not depend on its batch: it is computed once."""
 
     def __init__(self, module: nn.Module, manifest: Manifest):
-        self.module, self.candidates = module, int(manifest.thresholds["candidates"])
+        self.module, self.eager = module, task_of(module).eager
+        caps = manifest.thresholds
+        self.candidates = {"candidates": int(caps["candidates"])} if "candidates" in caps else {}
         self.fixed = not manifest.canvas.dynamic
+        self.outputs = ("labels", "probabilities") if manifest.task == "segmentation" else OUTPUTS
         self.known: dict[int, dict[str, np.ndarray]] = {}
 
     def stages(self, start: int, canvases: np.ndarray, sizes: np.ndarray) -> dict[str, np.ndarray]:
         """Every stage value of the batch that begins with image `start`."""
-        values = eager(
-            self.module, torch.from_numpy(canvases), torch.from_numpy(sizes), candidates=self.candidates, stages=True
-        )
+        canvas = torch.from_numpy(canvases), torch.from_numpy(sizes)
+        values = self.eager(self.module, *canvas, **self.candidates, stages=True)
         found: dict[str, Any] = {name: value.numpy() for name, value in values.items()}
         for n in range(len(canvases)):
-            self.known[start + n] = {name: found[name][n : n + 1].copy() for name in OUTPUTS if name in found}
+            self.known[start + n] = {name: found[name][n : n + 1].copy() for name in self.outputs if name in found}
         return found | {"images": canvases, "image_sizes": sizes}
 
     def detections(self, start: int, canvases: np.ndarray, sizes: np.ndarray) -> Values:
@@ -123,13 +127,16 @@ def _check_stages(
 ) -> None:
     """Fill in the stage checks of each artefact's result; eager runs once for all of them."""
     units = [units_of(manifest, artifact) for artifact in artifacts]
+    maps = manifest.task == "segmentation"
     checks: list[dict[str, StageCheck]] = [{} for _ in artifacts]
     for start, names, canvases, sizes in _batches(images, manifest.canvas, batch):
         values = reference.stages(start, canvases, sizes)
         for sessions, known, result in zip(units, checks, results, strict=True):
             for session in sessions:
                 compare = _compare_sets if session.op in _SETS else _compare_values
-                for value, limit, errors in compare(session.op, session.run(values), values, result.tolerance):
+                found = session.run(values)
+                told = list(_compare_maps(found, values, result.tolerance)) if maps else []
+                for value, limit, errors in [*compare(session.op, found, values, result.tolerance), *told]:
                     check = known.setdefault(value, StageCheck(stage_of(value), value, session.name, limit))
                     for name, (error, absolute) in zip(names, errors, strict=True):
                         check.add(error, absolute, name)
@@ -137,6 +144,19 @@ def _check_stages(
         tell(f"stages, {done} of {len(images)} images", 0.5 * done / len(images))
     for result, known in zip(results, checks, strict=True):
         result.checks = list(known.values())
+
+
+def _compare_maps(
+    found: Values, reference: Values, tolerance: Tolerance
+) -> Iterator[tuple[str, float, list[tuple[float, float]]]]:
+    """Takes what is no number out of `found`: labels and places, by the share that differs (of valid pixels)."""
+    for name in [name for name in found if name == "labels" or name.startswith("places.")]:
+        value, errors = found.pop(name), []  # type: ignore[attr-defined]
+        for n, (height, width) in enumerate(reference["image_sizes"]):
+            part = (slice(height), slice(width)) if name == "labels" else ()
+            share = float((value[n] != reference[name][n])[part].mean())
+            errors.append((share, share))
+        yield name, 1 - tolerance.matched, errors
 
 
 def _compare_values(
@@ -185,11 +205,15 @@ def _check_whole(
     batch: int,
     tolerance: Tolerance,
 ) -> Agreement:
-    agreement = Agreement(batch)
+    maps = reference.outputs[0] == "labels"
+    agreement = Agreement(batch, "pixels" if maps else "detections")
     for start, names, canvases, sizes in _batches(images, canvas, batch):
         wanted, found = reference.detections(start, canvases, sizes), runner.run(canvases, sizes)
         for n, name in enumerate(names):
-            _add_image(agreement, name, n, wanted, found, tolerance)
+            if maps:
+                _add_map(agreement, name, wanted["labels"][n], found["labels"][n], sizes[n])
+            else:
+                _add_image(agreement, name, n, wanted, found, tolerance)
     return agreement
 
 
@@ -208,6 +232,13 @@ def _add_image(agreement: Agreement, name: str, n: int, wanted: Values, found: V
         artefact=len(sets[1][0]),
         score_error=float(np.abs(sets[0][1][rows] - sets[1][1][columns]).max(initial=0.0)),
     )
+
+
+def _add_map(agreement: Agreement, name: str, wanted: np.ndarray, found: np.ndarray, size: np.ndarray) -> None:
+    height, width = size
+    same = int((wanted[:height, :width] == found[:height, :width]).sum())
+    pixels = int(height * width)
+    agreement.add(name, matched=same, eager=pixels, artefact=pixels, score_error=0.0)
 
 
 def _batches(

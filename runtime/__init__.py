@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from .loading import load
     from .predictor import Predictor
     from .results import Detections
+    from .semantic import SemanticMap
     from .tuning import autotune
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "OutputError",
     "Predictor",
     "RegionRTError",
+    "SemanticMap",
     "autotune",
     "load",
     "read_image",
@@ -41,6 +43,7 @@ _HOMES = {
     "OutputError": "errors",
     "Predictor": "predictor",
     "RegionRTError": "errors",
+    "SemanticMap": "semantic",
     "autotune": "tuning",
     "load": "loading",
     "read_image": "image",

@@ -17,10 +17,12 @@ from .preflight import why_not
 
 FORMAT = "regionrt-bundle/1"
 MANIFEST = "manifest.json"
-TASKS = ("detection", "instance-segmentation")
+TASKS = ("detection", "instance-segmentation", "segmentation", "localisation")
 MAX_TEXT_BYTES = 16 * 1024 * 1024
 """Largest manifest or label file that is read into memory."""
 THRESHOLDS = ("score", "nms", "detections", "proposals", "proposal_nms", "candidates")
+"""What a detector's manifest must have; of the other tasks' `_THRESHOLDS_OF`."""
+_THRESHOLDS_OF = {"segmentation": (), "localisation": ("score",)}
 _REQUIRED = {"format", "task", "model", "labels_file", "canvas", "thresholds", "files", "artifacts"}
 
 
@@ -146,9 +148,9 @@ class Manifest:
             folder=folder,
             task=data["task"],
             model=data["model"],
-            labels=_read_labels(folder, labels_file, files[labels_file]),
+            labels=_read_labels(folder, labels_file, files[labels_file], data["task"]),
             canvas=Canvas.from_json(data["canvas"]),
-            thresholds=_thresholds(data["thresholds"]),
+            thresholds=_thresholds(data["thresholds"], _THRESHOLDS_OF.get(data["task"], THRESHOLDS)),
             files=files,
             artifacts=artifacts,
             max_batch=max_batch,
@@ -300,23 +302,22 @@ def _check_size(folder: Path, name: str, entry: FileEntry) -> None:
         )
 
 
-def _read_labels(folder: Path, name: str, entry: FileEntry) -> tuple[str, ...]:
+def _read_labels(folder: Path, name: str, entry: FileEntry, task: str) -> tuple[str, ...]:
     path = inside(folder, name)
     labels = tuple(_read_text(path).splitlines())
     if sha256_of(path) != entry["sha256"]:
         raise BundleError(f"{path}: changed since the export (another sha256); copy or export the bundle again")
-    _expect(
-        len(labels) >= 2 and labels[0] == "__background__",
-        str(path),
-        "__background__ and at least one name",
-        labels[:2],
-    )
+    if task == "segmentation":
+        _expect(2 <= len(labels) <= 255, str(path), "2 to 255 names", f"{len(labels)} names")
+    else:
+        has_background = len(labels) >= 2 and labels[0] == "__background__"
+        _expect(has_background, str(path), "__background__ and at least one name", labels[:2])
     return labels
 
 
-def _thresholds(data: Any) -> dict[str, float]:
+def _thresholds(data: Any, names: Iterable[str]) -> dict[str, float]:
     _expect(isinstance(data, Mapping), "manifest: thresholds", "an object", data)
-    for name in THRESHOLDS:
+    for name in names:
         value = data.get(name)
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
         _expect(number and 0 <= value < float("inf"), f"manifest: thresholds: {name}", "a number ≥ 0", value)

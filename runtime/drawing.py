@@ -1,9 +1,10 @@
-"""Detections drawn on the photo: blended masks, boxes, and labels that stay legible from thumbnails to posters."""
+"""What was found drawn on the photo: masks, boxes, label maps, and names legible from thumbnails to posters."""
 
 from __future__ import annotations
 
 import colorsys
 import functools
+import io
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,11 +14,13 @@ from .image import check_rgb
 
 if TYPE_CHECKING:
     from .results import Detections
+    from .semantic import SemanticMap
 
 Colour = tuple[int, int, int]
 Rectangle = tuple[int, int, int, int]
 
 MASK_OPACITY = 0.45
+MAP_OPACITY = 0.55
 SMALLEST_TEXT_PX = 11
 _TEXT_PER_SIDE = 0.028  # of the shorter side of the photo
 
@@ -44,6 +47,51 @@ def draw_detections(image: np.ndarray, found: Detections) -> np.ndarray:
     for index in range(len(found)):  # the best first: it gets its place beside the box
         _label(draw, found, index, text_px, taken)
     return np.array(picture)
+
+
+def draw_map(image: np.ndarray, found: SemanticMap) -> np.ndarray:
+    """RGB uint8 [H, W, 3] -> a new picture of the same size with the classes laid over it, and a legend of those there.
+
+    Raises ImageError if `image` is no RGB photo, ValueError if it is not the photo that `found` belongs to.
+    """
+    check_rgb(image)
+    if image.shape[:2] != found.image_size:
+        raise ValueError(f"the label map belongs to a photo of {found.image_size}, this one is {image.shape[:2]}")
+    colours = np.array([label_colour(label) for label in range(256)], np.float32)
+    pixels = np.rint(image * (1 - MAP_OPACITY) + colours[found.labels] * MAP_OPACITY).astype(np.uint8)
+    picture = Image.fromarray(pixels)
+    _legend(picture, list(found.shares().items()), found.names)
+    return np.array(picture)
+
+
+def palette_png(labels: np.ndarray) -> bytes:
+    """A label map uint8 [H, W] as a PNG whose palette indices are the labels, shown in `label_colour`s."""
+    picture = Image.fromarray(labels)
+    picture.putpalette([channel for label in range(256) for channel in label_colour(label)], "RGB")
+    data = io.BytesIO()
+    picture.save(data, "PNG")
+    return data.getvalue()
+
+
+def _legend(picture: Image.Image, shares: list[tuple[str, float]], names: tuple[str, ...]) -> None:
+    """Names and shares on patches of their colours in the lower left, the largest first, as many as fit."""
+    draw = ImageDraw.Draw(picture)
+    text_px = max(SMALLEST_TEXT_PX, round(min(picture.size) * _TEXT_PER_SIDE))
+    font, pad = _font(text_px), max(1, text_px // 6)
+    texts = [(name, f"{name} {share:.0%}" if share >= 0.005 else f"{name} <1%") for name, share in shares]
+    boxes = [[round(v) for v in draw.textbbox((0, 0), text, font=font)] for _, text in texts]
+    height = max(bottom - top for _, top, _, bottom in boxes) + 2 * pad
+    column, x, y = 0, 0, picture.height - height
+    for (name, text), (left, top, right, _) in zip(texts, boxes, strict=True):
+        width = right - left + 2 * pad
+        if y < 0:  # the next column
+            column, x, y = 0, x + column, picture.height - height
+        if y < 0 or x + width > picture.width:
+            return
+        colour = label_colour(names.index(name))
+        draw.rectangle((x, y, x + width - 1, y + height - 1), fill=colour)
+        draw.text((x + pad - left, y + pad - top), text, fill=text_colour(colour), font=font)
+        column, y = max(column, width), y - height
 
 
 def label_colour(label: int) -> Colour:

@@ -139,9 +139,28 @@ class Placement:
         scaled = np.asarray(boxes, np.float32) * _ratios(self.original, self.resized)
         return np.clip(scaled, 0, np.array([width, height, width, height], np.float32))
 
+    def map_to_original(self, labels: np.ndarray) -> np.ndarray:
+        """A label map of the canvas [H, W] -> that of the photo [h, w], of the same type: its valid part, nearest."""
+        rows, columns = (nearest(new, old) for new, old in zip(self.original, self.resized, strict=True))
+        if self.original == self.resized:
+            return labels[: self.resized[0], : self.resized[1]].copy()
+        return labels[rows[:, None], columns]
+
+    def map_to_canvas(self, labels: np.ndarray, size: tuple[int, int], padding: int) -> np.ndarray:
+        """A label map of the photo [h, w] -> that of a canvas of `size`, nearest, with `padding` where no photo is."""
+        canvas = np.full(size, padding, labels.dtype)
+        rows, columns = (nearest(new, old) for new, old in zip(self.resized, self.original, strict=True))
+        canvas[: self.resized[0], : self.resized[1]] = labels[rows[:, None], columns]
+        return canvas
+
     def boxes_to_canvas(self, boxes: np.ndarray) -> np.ndarray:
         """xyxy boxes [D, 4] in photo pixels -> float32 in canvas pixels."""
         return np.asarray(boxes, np.float32) * _ratios(self.resized, self.original)
+
+
+def nearest(new: int, old: int) -> np.ndarray:
+    """int64 [new]: the pixel of `old` in which the centre of each of `new` pixels lies, along one side."""
+    return (2 * np.arange(new) + 1) * old // (2 * new)
 
 
 def _ratios(to: tuple[int, int], of: tuple[int, int]) -> np.ndarray:
@@ -155,7 +174,8 @@ class Canvas:
 
     `height`, `width`: the canvas in pixels, with `dynamic` the largest allowed; multiples of `multiple` (the stride).
     `min_size`, `max_size`: the model's rule (Faster R-CNN, arXiv:1506.01497, section 3.3): the shorter side becomes
-    `min_size` unless the longer one would then pass `max_size`.
+    `min_size` unless the longer one would then pass `max_size`. `enlarge` False: photos that are smaller stay as they
+    are.
     """
 
     height: int
@@ -164,6 +184,7 @@ class Canvas:
     max_size: int
     multiple: int = 32
     dynamic: bool = False
+    enlarge: bool = True
 
     def __post_init__(self) -> None:
         for name in ("height", "width", "min_size", "max_size", "multiple"):
@@ -183,6 +204,8 @@ class Canvas:
         torchvision's `GeneralizedRCNNTransform` to the pixel; where its result would not fit, the photo shrinks on.
         """
         scale = min(self.min_size / min(height, width), self.max_size / max(height, width))
+        if scale > 1 and not self.enlarge:
+            scale = 1.0
         resized = max(1, int(height * scale)), max(1, int(width * scale))
         if resized[0] <= self.height and resized[1] <= self.width:
             return resized
@@ -211,7 +234,9 @@ class Canvas:
         return canvas, np.array(sizes, np.int32).reshape(-1, 2), placements
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        """As the manifest has it; `enlarge` only where it is not what it was before there was a choice."""
+        values = asdict(self)
+        return values if not self.enlarge else {k: v for k, v in values.items() if k != "enlarge"}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Canvas:
@@ -223,8 +248,9 @@ class Canvas:
             canvas = cls(**data)
         except ValueError as error:
             raise BundleError(f"canvas: {error}") from error
-        if not isinstance(canvas.dynamic, bool):
-            raise BundleError(f"canvas: dynamic: expected true or false, found {canvas.dynamic!r}")
+        for name in ("dynamic", "enlarge"):
+            if not isinstance(getattr(canvas, name), bool):
+                raise BundleError(f"canvas: {name}: expected true or false, found {getattr(canvas, name)!r}")
         return canvas
 
 

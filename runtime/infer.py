@@ -28,9 +28,9 @@ from typing import TYPE_CHECKING, Any, TextIO
 from .errors import ImageError, RegionRTError
 
 if TYPE_CHECKING:
-    from .writing import CocoWriter, ImageWriter, JsonWriter
+    from .writing import CocoWriter, ImageWriter, JsonWriter, PaletteWriter
 
-FORMATS = ("json", "coco", "image")
+FORMATS = ("json", "coco", "image", "palette")
 DRAW_SCORE = 0.5
 SUFFIXES = frozenset(
     {".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm"}
@@ -84,7 +84,8 @@ def _parser() -> argparse.ArgumentParser:
         "--format",
         choices=FORMATS,
         default="json",
-        help="json: one object per photo; coco: one list of COCO results; image: photos with what was found drawn on",
+        help="json: one object per photo; coco: one list of COCO results; image: photos with what was found drawn on; "
+        "palette: label maps as PNGs",
     )
     parser.add_argument("--backend", default="auto", metavar="NAME", help="auto: the first that runs here")
     parser.add_argument(
@@ -103,8 +104,8 @@ def _check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None
         parser.error(f"--score: expected 0…1, found {options.score}")
     if options.threads is not None and options.threads < 1:
         parser.error(f"--threads: expected at least 1, found {options.threads}")
-    if options.format == "image" and options.out is None:
-        parser.error("--format image: say where the pictures go with --out DIR")
+    if options.format in ("image", "palette") and options.out is None:
+        parser.error(f"--format {options.format}: say where the pictures go with --out DIR")
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -139,11 +140,15 @@ def _run(options: argparse.Namespace) -> int:
     return EXIT_FAILED if failed else EXIT_DONE
 
 
-def _writer(options: argparse.Namespace, names: dict[str, str]) -> JsonWriter | CocoWriter | ImageWriter:
-    from .writing import CocoWriter, ImageWriter, JsonWriter
+def _writer(
+    options: argparse.Namespace, names: dict[str, str]
+) -> JsonWriter | CocoWriter | ImageWriter | PaletteWriter:
+    from .writing import CocoWriter, ImageWriter, JsonWriter, PaletteWriter
 
     if options.format == "image":
         return ImageWriter(names, options.out, DRAW_SCORE if options.score is None else options.score)
+    if options.format == "palette":
+        return PaletteWriter(names, options.out)
     if options.format == "coco":
         return CocoWriter(names, options.out, print)
     return JsonWriter(names, options.out, print)

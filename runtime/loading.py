@@ -12,6 +12,7 @@ from .bundle import Artifact, Manifest
 from .errors import BackendError, BundleError
 from .predictor import Predictor, check_score
 from .preflight import LIBRARIES, rebuild_command, why_not_this_gpu, why_not_this_library
+from .semantic import predictor_class
 from .tuning import in_measured_order
 
 if TYPE_CHECKING:
@@ -48,7 +49,11 @@ def load(
         BackendError: nothing in it can run here as asked; the message says why for each artefact.
     """
     manifest = Manifest.read(path)
-    check_score(score_threshold, manifest.thresholds["score"])
+    check_score(score_threshold, manifest.thresholds.get("score", 0.0))
+    if manifest.task == "segmentation" and score_threshold is not None:
+        raise BundleError(
+            f"{path}: score threshold {score_threshold}: label maps have no scores to filter, leave it out"
+        )
     measured = in_measured_order(manifest)
     ordered = _without_compiled_ops_last(manifest.artifacts) if measured is None else measured
     wanted = [artifact for artifact in ordered if _wanted(artifact, backend, form, precision)]
@@ -174,7 +179,7 @@ def _predictor(
         **getattr(runner, "about", {}),
         **how,
     }
-    return Predictor(
+    return predictor_class(manifest.task)(
         runner,
         manifest.canvas,
         manifest.labels,

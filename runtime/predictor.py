@@ -39,7 +39,7 @@ class Predictor:
         runner: what executes the net.
         canvas: the input it was built for.
         labels: names by label index, `labels[0]` the background.
-        thresholds: what the net was built with; "score" is needed.
+        thresholds: what the net was built with; "score" where it has scores.
         score_threshold: raises the score threshold; None keeps the net's own.
         max_batch: most photos that go through the net at once (`batch` cuts longer lists).
         about: what is known about the artefact, shown as `about`.
@@ -58,12 +58,13 @@ class Predictor:
     ) -> None:
         if max_batch < 1:
             raise ValueError(f"max_batch: expected at least 1, got {max_batch}")
-        check_score(score_threshold, thresholds["score"])
+        built = thresholds.get("score", 0.0)  # label maps have no threshold
+        check_score(score_threshold, built)
         self.runner = runner
         self.canvas = canvas
         self.labels = tuple(labels)
         self.thresholds = dict(thresholds)
-        self.score_threshold = thresholds["score"] if score_threshold is None else score_threshold
+        self.score_threshold = built if score_threshold is None else score_threshold
         self.max_batch = max_batch
         self.about: dict[str, Any] = {"backend": runner.name, **(about or {})}
 
@@ -181,7 +182,7 @@ class Predictor:
             self.labels,
             None if masks is None else masks.astype(np.float32),
         )
-        return found.above(self.score_threshold) if self.score_threshold > self.thresholds["score"] else found
+        return found.above(self.score_threshold) if self.score_threshold > self.thresholds.get("score", 0.0) else found
 
     def _check(self, outputs: Mapping[str, np.ndarray], images: int) -> None:
         missing = [name for name in OUTPUTS if name not in outputs]

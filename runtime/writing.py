@@ -14,10 +14,12 @@ from PIL import Image
 from .atomic import write_file_atomic
 from .errors import OutputError
 from .results import Detections
+from .semantic import SemanticMap
 
 JPEG_QUALITY = 92
 _JPEG_SIDE = 65_500  # the longest side that a JPEG can have
 Echo = Callable[[str], None]
+Found = Detections | SemanticMap
 
 
 class JsonWriter:
@@ -26,7 +28,7 @@ class JsonWriter:
     def __init__(self, names: Mapping[str, str], out: Path | None, echo: Echo) -> None:
         self._names, self._out, self._echo = names, out, echo
 
-    def write(self, file: str, image: np.ndarray, found: Detections) -> int:
+    def write(self, file: str, image: np.ndarray, found: Found) -> int:
         """Returns how many objects were written."""
         entry = {"file": file, **found.to_json()}
         if self._out is None:
@@ -49,7 +51,7 @@ class CocoWriter:
         self._images: list[dict[str, Any]] = []
         self._labels: tuple[str, ...] = ()
 
-    def write(self, file: str, image: np.ndarray, found: Detections) -> int:
+    def write(self, file: str, image: np.ndarray, found: Found) -> int:
         """Returns how many objects were added."""
         self._labels = found.names
         self._results += found.to_coco(self._ids[file])
@@ -62,7 +64,8 @@ class CocoWriter:
         if self._out is None:
             self._echo(json.dumps(self._results))
             return
-        categories = [{"id": label, "name": name} for label, name in enumerate(self._labels) if label]
+        named = enumerate(self._labels)
+        categories = [{"id": label, "name": name} for label, name in named if name != "__background__"]
         key = {"images": self._images, "categories": categories}
         write_file_atomic(self._out / "images.json", json.dumps(key, indent=1) + "\n")
         write_file_atomic(self._out / "results.json", json.dumps(self._results) + "\n")
@@ -73,14 +76,9 @@ class ImageWriter:
 
     def __init__(self, names: Mapping[str, str], out: Path, score: float) -> None:
         self._names, self._out, self._score = names, out, score
-        inputs = {Path(file).resolve() for file in names}
-        for name in names.values():
-            for suffix in (".jpg", ".png"):
-                target = (out / name).with_name(name + suffix)
-                if target.resolve() in inputs:
-                    raise OutputError(f"{target}: would overwrite the photo itself; give another folder with --out")
+        _spare_photos(names, out, (".jpg", ".png"))
 
-    def write(self, file: str, image: np.ndarray, found: Detections) -> int:
+    def write(self, file: str, image: np.ndarray, found: Found) -> int:
         """Returns how many objects were drawn."""
         shown = found.above(self._score)
         picture = Image.fromarray(shown.draw(image, self._score))
@@ -96,6 +94,34 @@ class ImageWriter:
 
     def finish(self) -> None:
         """Nothing is held back."""
+
+
+class PaletteWriter:
+    """Label maps as PNGs of palette indices, in the photo's size: `<name>.png` in the folder."""
+
+    def __init__(self, names: Mapping[str, str], out: Path) -> None:
+        self._names, self._out = names, out
+        _spare_photos(names, out, (".png",))
+
+    def write(self, file: str, image: np.ndarray, found: Found) -> int:
+        """Returns how many classes occur. OutputError where the net finds objects, not label maps."""
+        if not isinstance(found, SemanticMap):
+            raise OutputError("--format palette: this bundle finds objects; take json, coco or image")
+        write_file_atomic(self._out / f"{self._names[file]}.png", found.palette_png())
+        return len(found)
+
+    def finish(self) -> None:
+        """Nothing is held back."""
+
+
+def _spare_photos(names: Mapping[str, str], out: Path, suffixes: Sequence[str]) -> None:
+    """OutputError where an output would take the place of an input."""
+    inputs = {Path(file).resolve() for file in names}
+    for name in names.values():
+        for suffix in suffixes:
+            target = (out / name).with_name(name + suffix)
+            if target.resolve() in inputs:
+                raise OutputError(f"{target}: would overwrite the photo itself; give another folder with --out")
 
 
 def output_names(files: Sequence[str]) -> dict[str, str]:

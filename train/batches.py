@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -76,13 +76,13 @@ class TrainingCanvases(Dataset):
             rles = [rle for rle, wanted in zip(sample.masks or [], keep, strict=True) if wanted]
             decoded = coco_mask.decode(rles).transpose(2, 0, 1) if rles else np.zeros((0, *image.shape[:2]))
             masks = decoded.astype(np.uint8)  # [n, h, w]
-        image, boxes, masks = _flipped(image, boxes, masks, self.augmentation.flip, rng)
+        image, boxes, masks = flipped(image, boxes, masks, self.augmentation.flip, rng)
         zoom = rng.uniform(*self.augmentation.scale)
         if zoom > 1:
             image, boxes, masks, kept = _cropped(image, boxes, masks, zoom, rng)
             labels = labels[kept]
-        image = _recoloured(image, self.augmentation.colour, rng)
-        canvas = _smaller(self.canvas, zoom)
+        image = recoloured(image, self.augmentation.colour, rng)
+        canvas = smaller(self.canvas, zoom)
         images, sizes, (placement,) = canvas.place([image])
         boxes = placement.boxes_to_canvas(boxes)
         big = (boxes[:, 2:] - boxes[:, :2] > _MIN_SIDE_PX).all(axis=1)
@@ -130,7 +130,7 @@ def collate(items: Sequence[tuple[Tensor, Tensor, Target]]) -> Batch:
     return torch.stack(images), torch.stack(sizes), list(targets)
 
 
-def _flipped(
+def flipped(
     image: np.ndarray, boxes: np.ndarray, masks: np.ndarray | None, flip: str, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     across, down = (bool(v) for v in rng.integers(0, 2, 2))
@@ -148,14 +148,11 @@ def _cropped(
     image: np.ndarray, boxes: np.ndarray, masks: np.ndarray | None, zoom: float, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, np.ndarray]:
     """A random window of 1/zoom of each side; boxes are clipped to it, and those that hardly show are dropped."""
-    height, width = (max(round(side / zoom), 1) for side in image.shape[:2])
-    top, left = (
-        int(rng.integers(0, whole - part + 1)) for whole, part in zip(image.shape[:2], (height, width), strict=True)
-    )
+    window = window_of(image.shape[:2], zoom, rng)
+    (top, left), (height, width) = [s.start for s in window], [s.stop - s.start for s in window]
     moved = boxes - np.array([left, top, left, top], np.float32)
     clipped = np.clip(moved, 0, np.array([width, height, width, height], np.float32))
     kept = _areas(clipped) >= _MIN_VISIBLE * np.maximum(_areas(moved), 1e-6)
-    window = (slice(top, top + height), slice(left, left + width))
     cut = None if masks is None else masks[kept][:, window[0], window[1]]
     if cut is not None and len(cut):  # a mask may show outside of what the clipped box suggests: drop what is empty
         shown = cut.any(axis=(1, 2))
@@ -164,11 +161,18 @@ def _cropped(
     return np.ascontiguousarray(image[window]), clipped[kept], cut, kept
 
 
+def window_of(size: Sequence[int], zoom: float, rng: np.random.Generator) -> tuple[slice, slice]:
+    """Rows and columns of a random window of 1/zoom of each side of an image of `size` (height, width)."""
+    height, width = (max(round(side / zoom), 1) for side in size)
+    top, left = (int(rng.integers(0, whole - part + 1)) for whole, part in zip(size, (height, width), strict=True))
+    return slice(top, top + height), slice(left, left + width)
+
+
 def _areas(boxes: np.ndarray) -> np.ndarray:
     return (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
 
 
-def _recoloured(image: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:
+def recoloured(image: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:
     contrast, brightness = rng.uniform(-share, share, 2)
     if not share:
         return image
@@ -176,12 +180,12 @@ def _recoloured(image: np.ndarray, share: float, rng: np.random.Generator) -> np
     return np.clip(np.rint(table), 0, 255).astype(np.uint8)[image]
 
 
-def _smaller(canvas: Canvas, zoom: float) -> Canvas:
+def smaller(canvas: Canvas, zoom: float) -> Canvas:
     """The same canvas with a rule that leaves photos smaller by `zoom` < 1."""
     if zoom >= 1:
         return canvas
-    sides = {"min_size": max(round(canvas.min_size * zoom), 1), "max_size": max(round(canvas.max_size * zoom), 1)}
-    return Canvas(canvas.height, canvas.width, **sides, multiple=canvas.multiple, dynamic=canvas.dynamic)
+    least, most = (max(round(side * zoom), 1) for side in (canvas.min_size, canvas.max_size))
+    return replace(canvas, min_size=least, max_size=most)
 
 
 def _masks_on_canvas(masks: np.ndarray, canvas: tuple[int, ...], resized: tuple[int, int]) -> np.ndarray:

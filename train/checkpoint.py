@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from regionrt.runtime.atomic import replace_file
 from regionrt.runtime.errors import RegionRTError
 
-from .models import BACKGROUND, MODELS, ModelError, build_model
+from .models import BACKGROUND, MODELS, ModelError, build_model, why_not_labels
 
 FORMAT = "regionrt/1"
 _SHOWN = 6  # keys named in one error
@@ -63,7 +63,7 @@ def read_checkpoint(
         )
     if model not in MODELS:
         raise CheckpointError(f"unknown model {model!r}: choose one of {', '.join(MODELS)}")
-    return Checkpoint(model, dict(config or {}), _with_background(path, labels), content, path)
+    return Checkpoint(model, dict(config or {}), _checked_labels(path, labels, MODELS[model].task), content, path)
 
 
 def write_checkpoint(path: str | Path, checkpoint: Checkpoint) -> None:
@@ -160,11 +160,15 @@ def _ours(path: Path, content: dict[Any, Any], given: Mapping[str, object]) -> C
         raise CheckpointError(
             f"{path}: state_dict holds {len(bad)} entries that are no tensors: {_some(list(map(str, bad)))}"
         )
-    labels = _with_background(path, content["labels"])
+    labels = _checked_labels(path, content["labels"], MODELS[content["model"]].task)
     return Checkpoint(content["model"], content["config"], labels, weights, path)
 
 
-def _with_background(path: Path, labels: Sequence[str]) -> tuple[str, ...]:
+def _checked_labels(path: Path, labels: Sequence[str], task: str) -> tuple[str, ...]:
+    if task == "segmentation":
+        if not all(isinstance(name, str) for name in labels) or why_not_labels(labels, task):
+            raise CheckpointError(f"{path}: expected labels that are class names, found {_summary(labels)}")
+        return tuple(labels)
     if len(labels) < 2 or labels[0] != BACKGROUND or not all(isinstance(name, str) for name in labels):
         raise CheckpointError(
             f"{path}: expected labels with {BACKGROUND!r} first, then the classes; found {_summary(labels)}"

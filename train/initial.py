@@ -10,11 +10,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from .checkpoint import Checkpoint, CheckpointError, read_checkpoint, read_tensors
-from .models.backbones import BACKBONES, initial_weights
+from .models.backbones import initial_weights
 from .models.errors import ModelError
 
 
-def init_backbone(module: nn.Module, backbone: str, path: str | Path) -> list[str]:
+def init_backbone(module: nn.Module, backbone: str | None, path: str | Path) -> list[str]:
     """Load a torchvision classifier's ImageNet weights (its own key names) into the backbone of a model of ours.
 
     Returns notes: what of the file was left out. CheckpointError lists what the backbone misses, keys that do not
@@ -26,8 +26,8 @@ def init_backbone(module: nn.Module, backbone: str, path: str | Path) -> list[st
         raise CheckpointError(f"{path} is a RegionRT checkpoint: --init takes a classifier's state_dict; see --from")
     if wrong := [k for k, v in content.items() if not isinstance(k, str) or not isinstance(v, Tensor)]:
         raise CheckpointError(f"{path}: expected a state_dict of tensors, found {len(wrong)} other entries")
-    if backbone not in BACKBONES:
-        raise ModelError(f"unknown backbone {backbone!r}: choose one of {', '.join(BACKBONES)}")
+    if backbone is None or not hasattr(module, "backbone"):
+        raise ModelError("--init: this model has no backbone of torchvision's whose weights could be loaded")
     sorted_out = initial_weights(backbone, module, content)
     expected = module.state_dict()
     shapes = [

@@ -26,15 +26,17 @@ class TrainOptions:
     batch: int = 4  # per process
     optimizer: str = "sgd"  # or "adamw" (lr near 0.001), which gets along with fewer steps from random weights
     lr: float = 0.01  # the highest of the schedule
+    backbone_lr: float | None = None  # of the backbone's layers, where they are to learn more slowly; None: lr
     momentum: float = 0.9
     weight_decay: float = 5e-4  # of weights; biases and norms have none
-    schedule: str = "one-cycle"  # (Smith and Topin, arXiv:1708.07120), or "constant"
+    schedule: str = "one-cycle"  # (Smith and Topin, arXiv:1708.07120), "poly", or "constant"
     warmup: float = 0.15  # share of the steps in which the learning rate rises
     grad_clip: float = 10.0  # norm; 0 is off
     precision: str = "fp32"  # or "bf16": autocast, box arithmetic stays fp32
     init: Path | None = None  # ImageNet weights of the backbone, in torchvision's key names
     start: Path | None = None  # a checkpoint to go on from, e.g. a compressed one: its options, labels and weights
     freeze: tuple[str, ...] = ()
+    balance: bool = False  # segmentation: weigh classes by median frequency
     resume: bool = False
     size: tuple[int, int] | None = None  # canvas; None: the model's
     flip: str = "horizontal"
@@ -62,10 +64,12 @@ class TrainOptions:
                 raise TrainError(f"{name} {getattr(self, name)}: give 0 or more")
         if not self.lr > 0:
             raise TrainError(f"lr {self.lr}: give a number above 0")
+        if self.backbone_lr is not None and not self.backbone_lr > 0:
+            raise TrainError(f"backbone_lr {self.backbone_lr}: give a number above 0, or freeze the backbone")
         if not 0 <= self.momentum < 1 or not 0 < self.warmup < 1:
             raise TrainError(f"momentum {self.momentum} and warmup {self.warmup}: give shares between 0 and 1")
-        if self.schedule not in ("one-cycle", "constant"):
-            raise TrainError(f'schedule {self.schedule!r}: give "one-cycle" or "constant"')
+        if self.schedule not in ("one-cycle", "poly", "constant"):
+            raise TrainError(f'schedule {self.schedule!r}: give "one-cycle", "poly" or "constant"')
         if self.optimizer not in ("sgd", "adamw"):
             raise TrainError(f'optimizer {self.optimizer!r}: give "sgd" or "adamw"')
         if self.precision not in ("fp32", "bf16"):

@@ -13,11 +13,12 @@ from regionrt.runtime.errors import BackendError
 from regionrt.runtime.predictor import Predictor
 
 from .checkpoint import Checkpoint, module_from_checkpoint, read_checkpoint
-from .models.region import MAX_CANDIDATES, canvas_of, eager, thresholds_of
+from .models.region import MAX_CANDIDATES
+from .tasks import task_of
 
 
 class TorchRunner:
-    """Runs a torchvision FasterRCNN or MaskRCNN eagerly, as `region.eager` defines it, on the device it is on.
+    """Runs a net of any task eagerly, as its task's `eager` defines it, on the device it is on.
 
     The module is used as it is and must be in eval mode. `autocast` is a dtype for `torch.autocast`, or None.
     """
@@ -28,6 +29,7 @@ class TorchRunner:
         self, module: nn.Module, *, candidates: int = MAX_CANDIDATES, autocast: torch.dtype | None = None
     ) -> None:
         self.module: nn.Module | None = module
+        self._eager = task_of(module).eager
         self.candidates = candidates
         self.autocast = autocast
 
@@ -37,7 +39,7 @@ class TorchRunner:
             raise BackendError("torch: the runner is closed")
         device = next(self.module.parameters()).device.type
         with torch.autocast(device, self.autocast, enabled=self.autocast is not None):
-            found = eager(
+            found = self._eager(
                 self.module,
                 torch.from_numpy(images),
                 torch.from_numpy(image_sizes),
@@ -71,11 +73,12 @@ def torch_predictor(
         module = source
     if labels is None:
         raise ValueError("torch_predictor of a module needs its labels")
-    return Predictor(
+    task = task_of(module)
+    return task.predictor(
         TorchRunner(module, autocast=autocast),
-        canvas_of(module, size),
+        task.canvas_of(module, size),
         labels,
-        thresholds_of(module),
+        task.thresholds_of(module),
         score_threshold=score_threshold,
         max_batch=max_batch,
         about={"form": "eager", "precision": "fp32" if autocast is None else str(autocast).removeprefix("torch.")},

@@ -1,4 +1,4 @@
-"""Training: Lightning's loop around `region.losses`, with checkpoints by validation AP and resuming after a kill."""
+"""Training: Lightning's loop around a task's losses, with checkpoints by validation and resuming after a kill."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from torch.utils.data import DataLoader
 
 from regionrt.runtime.atomic import replace_file
 
-from .batches import Batch, EpochSampler, TrainingCanvases, collate
+from .batches import EpochSampler
 from .checkpoint import Checkpoint, load_weights, write_checkpoint
-from .data import DetectionData, open_data
-from .evaluate import evaluate
+from .data.semantic import median_frequency_weights
 from .initial import checkpoint_to_start_from, frozen_modules, init_backbone
-from .models import MODELS, ModelError, RegionConfig, build_model
-from .models.region import canvas_of, losses
+from .models import MODELS, ModelError, build_model
 from .models.torchvision_models import BACKBONE_OF
 from .options import TrainError, TrainOptions
 from .run_folder import RunFolder
+from .tasks import TASKS, Task
 from .torch_runner import torch_predictor
+from .transfer import groups_of, optimizer_for, schedule_for
 
 __all__ = ["TrainError", "TrainOptions", "train"]
 
@@ -52,16 +52,17 @@ def train(
 ) -> Path:
     """Train a model on a data set into the run folder `out`; returns the path of its `best.pt`.
 
-    model: a name of `MODELS`; config: its options (`RegionConfig`, or what torchvision's builder takes). With
-    `options.init` and no `norm` given, BatchNorm is frozen; without, it learns. With `options.start` the model is that
-    checkpoint's, layers that `compress` split included, `config` what of its options is to change, and the data is read
-    with its labels. classes: of the data, these only.
-    report: called with the row of each epoch (losses, AP, seconds) and with {"note": text}.
+    model: a name of `MODELS`; config: its options (its dataclass's, or what torchvision's builder takes). With
+    `options.init` and no `norm` given, BatchNorm of the backbone is frozen; without, it learns. With `options.start`
+    the model is that checkpoint's, layers that `compress` split included, `config` what of its options is to change,
+    and the data is read with its labels. classes: of the data, these only.
+    report: called with the row of each epoch (losses, metrics, seconds), with {"note": text}, and once with {"groups":
+    [...]}, what is frozen and which rate the others have (`Group.row`).
 
-    After each epoch `last.pt`, `last.ckpt`, `log.json`, `log.csv` and, when validation AP is the best so far, `best.pt`
-    are replaced atomically. `options.resume` goes on after the last whole epoch; the result is the same as without the
-    interruption, as every random number follows from seed, epoch, step and image. AP is of boxes, for Mask R-CNN of
-    masks.
+    After each epoch `last.pt`, `last.ckpt`, `log.json`, `log.csv` and, when the validation metric is the best so far,
+    `best.pt` are replaced atomically. `options.resume` goes on after the last whole epoch; the result is the same as
+    without the interruption, as every random number follows from seed, epoch, step and image. The metric is AP of
+    boxes, for Mask R-CNN of masks; mIoU for segmentation; right class and IoU ≥ 0.5 for localisation.
 
     Raises TrainError, ModelError, CheckpointError (`init`, `start`) and DataError.
     """
@@ -71,33 +72,40 @@ def train(
     if options.start is not None:
         start = checkpoint_to_start_from(options.start, model, config or {})
     full = _config(model, start.config if start else config or {}, options)
-    training_data = open_data(data, options.train_split, labels=start.labels if start else None, classes=classes)
+    task = TASKS[MODELS[model].task]
+    training_data = task.open_data(data, options.train_split, start.labels if start else None, classes)
     validation = None
     if options.evaluate_every:
-        validation = open_data(data, options.val_split, labels=training_data.labels, classes=classes)
+        validation = task.open_data(data, options.val_split, training_data.labels, classes)
     labels = training_data.labels
-    has_masks = MODELS[model].task == "instance-segmentation"
-    if has_masks and not training_data.has_masks:
+    if task.name == "instance-segmentation" and not training_data.has_masks:
         raise TrainError(f"{model} learns masks, and {data} has none: train faster_rcnn, or give data with masks")
     if not len(training_data):
         raise TrainError(f"{data}: split {options.train_split!r} has no images")
+    if options.balance and task.name != "segmentation":
+        raise TrainError(f"balance weighs the classes of pixels: {model} is for {task.name}, train it without")
 
     torch.manual_seed(options.seed)
     module = build_model(model, full, labels)
     if options.init is not None:
-        for note in init_backbone(module, full.get("backbone") or BACKBONE_OF[model], options.init):
+        backbone = full.get("backbone") or BACKBONE_OF.get(model) or getattr(module, "classifier", None)
+        for note in init_backbone(module, backbone, options.init):
             report({"note": note})
     if start is not None:
         load_weights(module, start.state_dict, str(options.start))
     held = frozen_modules(module, options.freeze)
-    items = TrainingCanvases(training_data, canvas_of(module), options.augmentation(), options.seed, has_masks)
+    report({"groups": [group.row() for group in groups_of(module, options)]})
+    if options.balance:
+        weights = torch.from_numpy(median_frequency_weights(training_data))
+        module.register_buffer("class_weights", weights, persistent=False)
+    items = task.items(training_data, task.canvas_of(module), options.augmentation(), options.seed)
 
     folder = RunFolder(out)
     asked = {"model": model, "config": full, "labels": list(labels), "data": str(data), "options": options.to_json()}
     # With DDP this function runs in every process; the first one is there before Lightning starts the others.
     leading = rank_zero_only.rank == 0
     resuming = folder.open(asked, options.resume) if leading else options.resume and folder.state.exists()
-    keep = _EpochEnd(folder, Checkpoint(model, full, labels, {}), validation, options, report)
+    keep = _EpochEnd(folder, Checkpoint(model, full, labels, {}), task, validation, options, report)
     with _quiet():
         trainer = pl.Trainer(
             max_epochs=options.epochs,
@@ -115,7 +123,7 @@ def train(
             num_sanity_val_steps=0,
             use_distributed_sampler=False,
         )
-        training = _Training(module, items, held, options)
+        training = _Training(module, task, items, held, options)
         with _stops_as_usual(trainer):
             trainer.fit(training, ckpt_path=folder.state if resuming else None, weights_only=True)
     return folder.best
@@ -143,21 +151,19 @@ def _config(model: str, given: Mapping[str, Any], options: TrainOptions) -> dict
     config = dict(given)
     if options.size is not None:
         config["size"] = list(options.size)
-    if model.startswith("torchvision/"):
-        return config
-    if options.init is not None:
+    entry = MODELS[model]
+    if options.init is not None and hasattr(entry.config, "norm"):
         config.setdefault("norm", "frozen")
-    return RegionConfig.from_json(config).to_json()
+    return entry.full_config(config)
 
 
 class _Training(pl.LightningModule):
     """One step of training, its optimiser and its batches."""
 
-    def __init__(
-        self, module: nn.Module, items: TrainingCanvases, held: list[nn.Module], options: TrainOptions
-    ) -> None:
+    def __init__(self, module: nn.Module, task: Task, items: Any, held: list[nn.Module], options: TrainOptions) -> None:
         super().__init__()
         self.module = module.to(memory_format=torch.channels_last)
+        self.task = task
         self.items = items
         self.options = options
         self._held = held  # in a list, so that Lightning does not take them for submodules of its own
@@ -171,7 +177,7 @@ class _Training(pl.LightningModule):
             self.items,
             batch_size=options.batch,
             sampler=sampler,
-            collate_fn=collate,
+            collate_fn=self.task.collate,
             num_workers=options.workers,
             persistent_workers=options.workers > 0,
             drop_last=len(sampler) > options.batch,  # BatchNorm has no use for a last batch of one
@@ -180,23 +186,10 @@ class _Training(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         options = self.options
-        learning = [p for p in self.module.parameters() if p.requires_grad]
-        groups = [
-            {"params": [p for p in learning if p.ndim > 1], "weight_decay": options.weight_decay},
-            {"params": [p for p in learning if p.ndim <= 1], "weight_decay": 0.0},
-        ]
-        groups = [group for group in groups if group["params"]]
-        optimizer: torch.optim.Optimizer
-        if options.optimizer == "adamw":
-            optimizer = torch.optim.AdamW(groups, lr=options.lr, betas=(options.momentum, 0.999))
-        else:
-            optimizer = torch.optim.SGD(groups, lr=options.lr, momentum=options.momentum)
-        if options.schedule == "constant":
+        optimizer = optimizer_for(groups_of(self.module, options), options)
+        schedule = schedule_for(optimizer, options, max(int(self.trainer.estimated_stepping_batches), 2))
+        if schedule is None:
             return optimizer
-        steps = max(int(self.trainer.estimated_stepping_batches), 2)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, options.lr, total_steps=steps, pct_start=options.warmup, cycle_momentum=False
-        )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_train_epoch_start(self) -> None:
@@ -206,10 +199,10 @@ class _Training(pl.LightningModule):
         self.sums.clear()
         self.steps = 0
 
-    def training_step(self, batch: Batch, index: int) -> Tensor:
+    def training_step(self, batch: Any, index: int) -> Tensor:
         # torchvision samples anchors and RoIs with the global generator: seeded by the step, a resumed run is the same.
         torch.manual_seed((self.options.seed * 1_000_003 + self.global_step) * 1009 + self.global_rank)
-        values = losses(self.module, *batch)
+        values = self.task.losses(self.module, *batch)
         total = torch.stack(list(values.values())).sum()
         if not torch.isfinite(total):
             terms = ", ".join(f"{name} {value.item():.3g}" for name, value in values.items())
@@ -222,13 +215,14 @@ class _Training(pl.LightningModule):
 
 
 class _EpochEnd(pl.Callback):
-    """After each epoch: validation AP, best.pt, last.pt, last.ckpt, the log, and early stop."""
+    """After each epoch: validation, best.pt, last.pt, last.ckpt, the log, and early stop."""
 
     def __init__(
         self,
         folder: RunFolder,
         checkpoint: Checkpoint,
-        validation: DetectionData | None,
+        task: Task,
+        validation: Any,
         options: TrainOptions,
         report: Report,
     ) -> None:
@@ -237,8 +231,8 @@ class _EpochEnd(pl.Callback):
         self.validation = validation
         self.options = options
         self.report = report
-        masks = MODELS[checkpoint.model].task == "instance-segmentation"
-        self.judged_by = "mask_AP" if masks else "AP"
+        self.task = task
+        self.judged_by = task.judged_by
         self.rows: list[dict[str, Any]] = []
         self.started = 0.0
 
@@ -253,7 +247,7 @@ class _EpochEnd(pl.Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         epoch = trainer.current_epoch + 1
-        row: dict[str, Any] = {"epoch": epoch, "lr": trainer.optimizers[0].param_groups[0]["lr"]}
+        row: dict[str, Any] = {"epoch": epoch, "lr": max(group["lr"] for group in trainer.optimizers[0].param_groups)}
         row |= {name: total / max(pl_module.steps, 1) for name, total in pl_module.sums.items()}
         every = self.options.evaluate_every
         if self.validation is not None and (epoch % every == 0 or epoch == self.options.epochs):
@@ -278,7 +272,7 @@ class _EpochEnd(pl.Callback):
         with torch.autocast("cpu", enabled=False), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # early nets have more candidates than the cap
             predictor = torch_predictor(module, self.checkpoint.labels)
-            metrics = evaluate(predictor, self.validation, max_images=self.options.max_eval_images).metrics
+            metrics = self.task.evaluate(predictor, self.validation, max_images=self.options.max_eval_images).metrics
         return {name: None if math.isnan(value) else float(value) for name, value in metrics.items()}
 
     def _write(self, module: nn.Module) -> None:

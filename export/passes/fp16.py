@@ -53,6 +53,12 @@ def fp16(model: ir.Model, keep: Collection[str] = ()) -> ir.Model:
                     node.replace_input_with(i, _as(graph, node, value, _HALF, casts))
             node.outputs[0].type = ir.TensorType(_HALF)
             halved.add(node.outputs[0])
+        elif node.domain == DOMAIN and node.op_type in ("RegionMaxPool", "RegionMaxUnpool") and reads_half:
+            for i, value in enumerate(node.inputs):
+                if value is not None and value.dtype == _FLOAT and value not in halved:  # not the places
+                    node.replace_input_with(i, _as(graph, node, value, _HALF, casts))
+            node.outputs[0].type = ir.TensorType(_HALF)
+            halved.add(node.outputs[0])
         elif reads_half:
             for i, value in enumerate(node.inputs):
                 if value in halved:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+from onnx_ir.passes.common import InlinePass
 
 from regionrt.plugins.ops import POOLINGS
 
@@ -84,6 +85,17 @@ def stages(model: ir.Model, *, permute_weights: bool = False) -> tuple[list[Stag
     by_row = _values_by_row(units)
     dense = [_stage(unit, pooled, by_row, permute_weights) for unit in units if unit.op is None]
     return dense, [_op(unit) for unit in units if unit.op is not None]
+
+
+def whole_stage(model: ir.Model) -> Stage:
+    """All of a lowered `model` as one dense stage, its functions inlined: engines do not know functions.
+
+    For nets in which our ops need no RoIs: unpooling between stages would only carry feature maps out and in.
+    """
+    whole = model.clone()
+    InlinePass()(whole)
+    inputs, outputs = (tuple(v.name for v in values) for values in (whole.graph.inputs, whole.graph.outputs))
+    return Stage("dense_0", whole, inputs, outputs, None, ())
 
 
 def _values_by_row(units: Iterable[Unit]) -> set[str]:

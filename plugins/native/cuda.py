@@ -9,12 +9,14 @@ drivers of CUDA 12, so it is made by the NVRTC of the target's own CUDA (wheel `
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import shutil
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -173,7 +175,8 @@ def report(uses: list[KernelUse], compiler: str) -> str:
         f"Written by `python plugins/native/cuda.py` with {compiler}. Registers per thread by",
         "architecture; `+n`: bytes spilled.",
         "None may spill for sm_80 to sm_90, and RoIAlign may take 64 registers at most: the build fails otherwise.",
-        "None of the kernels has run on a GPU yet; they are tested on the CPU (`tests/plugins/test_*kernel*.py`).",
+        "They are tested on the CPU, thread by thread (`tests/plugins/test_*kernel*.py`), and on a GPU where one is",
+        "(`python3 -m pytest tests/gpu -m gpu`, `make gpu`).",
         "",
         "| kernel | shared bytes | " + " | ".join(f"sm_{a}" for a in ARCHITECTURES) + " |",
         "|---|---|" + "---|" * len(ARCHITECTURES),
@@ -192,7 +195,9 @@ def main(arguments: list[str]) -> None:
         write_sources(folder)
         print(folder)
         return
-    uses = [use for op in FLAGS for a in ARCHITECTURES for use in compile_with_nvcc(op, a)]
+    pairs = list(itertools.product(FLAGS, ARCHITECTURES))
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        uses = [use for found in pool.map(compile_with_nvcc, *zip(*pairs, strict=True)) for use in found]
     said = subprocess.run(["nvcc", "--version"], capture_output=True, text=True, check=False).stdout
     release = re.search(r"release [\d.]+, V[\d.]+", said)
     REPORT.write_text(report(uses, f"nvcc {release[0] if release else ''}".strip()), encoding="utf-8")

@@ -7,7 +7,7 @@
 
 #include <stdint.h>
 
-#define REGIONRT_ABI 2
+#define REGIONRT_ABI 3
 
 #define REGIONRT_NO_MEMORY 1
 

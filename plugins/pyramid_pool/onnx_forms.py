@@ -1,7 +1,5 @@
 """RegionPyramidPool in ONNX: its schema, and its native and portable forms."""
 
-from functools import cache
-
 import numpy as np
 import onnx_ir as ir
 from onnx.defs import OpSchema
@@ -16,7 +14,7 @@ from ..rectangles import (
     known_sides,
 )
 from ..schemas import FLOAT32, FLOATS, INT32, attribute, domain_schema
-from .reference import MOST_CELLS, check
+from .reference import MOST_CELLS, check, exact_in_float32
 
 SCHEMA = domain_schema(
     "RegionPyramidPool",
@@ -36,7 +34,7 @@ def native(op, inputs, attributes):
 
     MaxRoiPool divides in float32. Where that takes another edge for some window, the portable form's gathers are used.
     """
-    if not all(_exact_in_float32(b) for b in attributes["bins"]):
+    if not all(exact_in_float32(b) for b in attributes["bins"]):
         return portable(op, inputs, attributes)
     feature, rois, counts = inputs
     flat, real = emit_real(op, rois, counts)
@@ -47,31 +45,27 @@ def native(op, inputs, attributes):
     regions = op.Cast(op.Concat(op.Unsqueeze(emit_image_of_row(op, rois), [1]), *corners, axis=1), to=1)
     regions = op.Gather(regions, rows)
     wide = op.Cast(feature, to=1)
-    pooled = [op.MaxRoiPool(wide, regions, pooled_shape=[b, b], spatial_scale=1.0) for b in attributes["bins"]]
-    whole = emit_into_place(op, _joined(op, pooled), rows, op.And(real, there))
+
+    def from_map(b):
+        return op.MaxRoiPool(wide, regions, pooled_shape=[b, b], spatial_scale=1.0)
+
+    whole = emit_into_place(op, _levels(op, attributes["bins"], from_map), rows, op.And(real, there))
     return [emit_unflatten(op, whole, rois, feature)]
 
 
 def portable(op, inputs, attributes):
-    """By gathers: bin edges from a table of all lengths, four windows of a sparse table for each bin.
-
-    A level whose bins divide another's takes the maxima of that one's.
-    """
+    """By gathers: bin edges from a table of all lengths, four windows of a sparse table for each bin."""
     feature, rois, counts = inputs
     flat, real = emit_real(op, rois, counts)
     windows = _windows(op, feature, flat, attributes)
     table, image = LargestCells(op, feature), emit_image_of_row(op, rois)
-    pooled: dict = {}
-    for b in sorted(set(attributes["bins"]), reverse=True):
-        finer = min((other for other in pooled if other % b == 0), default=None)
-        if finer is not None:
-            size = finer // b
-            pooled[b] = op.MaxPool(pooled[finer], kernel_shape=[size, size], strides=[size, size])
-        else:
-            rows, columns = (_bins(op, begin, end, b) for begin, end in windows)
-            cells = op.Where(op.Reshape(real, [-1, 1, 1, 1]), table.of(image, rows, columns), 0.0)
-            pooled[b] = op.Transpose(cells, perm=[0, 3, 1, 2])
-    return [emit_unflatten(op, _joined(op, [pooled[b] for b in attributes["bins"]]), rois, feature)]
+
+    def from_map(b):
+        rows, columns = (_bins(op, begin, end, b) for begin, end in windows)
+        cells = op.Where(op.Reshape(real, [-1, 1, 1, 1]), table.of(image, rows, columns), 0.0)
+        return op.Transpose(cells, perm=[0, 3, 1, 2])
+
+    return [emit_unflatten(op, _levels(op, attributes["bins"], from_map), rois, feature)]
 
 
 FORMS = {"native": native, "portable": portable}
@@ -104,17 +98,12 @@ def _bins(op, begin, end, bins):
     return tuple(op.Add(op.Gather(op.Constant(value=ir.tensor(table)), found), begin) for table in tables)
 
 
-@cache
-def _exact_in_float32(bins):
-    """Whether floor and ceil of float32 products are those of the fractions, for windows of any length."""
-    length = np.arange(1, MOST_CELLS + 1)[:, None]
-    index = np.arange(bins)
-    share = length.astype(np.float32) / np.float32(bins)
-    low, high = np.floor(index.astype(np.float32) * share), np.ceil((index + 1).astype(np.float32) * share)
-    return bool((low == index * length // bins).all() and (high == -(-(index + 1) * length // bins)).all())
-
-
-def _joined(op, levels):
-    """[R, C, b, b] of each level -> [R, C · Σb²]."""
-    flat = [op.Flatten(level, axis=1) for level in levels]
+def _levels(op, bins, from_map):
+    """[R, C · Σb²]: of each level [R, C, b, b] by `from_map(b)`, or from a finer level that its bins divide."""
+    pooled: dict = {}
+    for b in sorted(set(bins), reverse=True):
+        finer = min((other for other in pooled if other % b == 0), default=None)
+        size = 0 if finer is None else finer // b
+        pooled[b] = op.MaxPool(pooled[finer], kernel_shape=[size] * 2, strides=[size] * 2) if size else from_map(b)
+    flat = [op.Flatten(pooled[b], axis=1) for b in bins]
     return flat[0] if len(flat) == 1 else op.Concat(*flat, axis=1)

@@ -3,6 +3,7 @@ arXiv:1406.4729, section 2.2 and appendix A)."""
 
 import math
 from collections.abc import Sequence
+from functools import cache
 
 import numpy as np
 
@@ -82,3 +83,13 @@ def bin_of(cells: tuple[int, int], index: int, bins: int) -> tuple[int, int]:
     """Cells [begin, end) of bin `index` of a window: from ⌊i·n/b⌋ to ⌈(i + 1)·n/b⌉ of its n cells, exactly."""
     begin, length = cells[0], cells[1] - cells[0]
     return begin + index * length // bins, begin - (-(index + 1) * length // bins)
+
+
+@cache
+def exact_in_float32(bins: int) -> bool:
+    """Whether floor and ceil of float32 products are those of the fractions, for windows of any length."""
+    length = np.arange(1, MOST_CELLS + 1)[:, None]
+    index = np.arange(bins)
+    share = length.astype(np.float32) / np.float32(bins)
+    low, high = np.floor(index.astype(np.float32) * share), np.ceil((index + 1).astype(np.float32) * share)
+    return bool((low == index * length // bins).all() and (high == -(-(index + 1) * length // bins)).all())

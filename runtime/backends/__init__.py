@@ -9,12 +9,14 @@ if TYPE_CHECKING:
 
 
 class Runner(Protocol):
-    """Runs a detector on canvases. `run` may be called from several threads at once.
+    """Runs a net on canvases. `run` may be called from several threads at once.
 
     Outputs, by name (N images, at most D detections each, sorted by score, best first):
     `num_detections` int32 [N], `boxes` float32 [N, D, 4] (xyxy in canvas pixels), `scores` float32 [N, D], `labels`
     int32 [N, D], `overflow` int32 [N] (candidates dropped by the cap), and from Mask R-CNN `masks` float32 [N, D, M, M]
     (probabilities of the detected class). Rows beyond the count hold zero boxes, score −1, label −1.
+    For segmentation `labels` uint8 [N, H, W] of the canvas instead, and where exported so `probabilities` float32
+    [N, K, H, W].
     """
 
     name: str

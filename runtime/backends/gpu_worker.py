@@ -124,7 +124,12 @@ class Worker:
         try:
             for name, value in values.items():
                 if on_device(value):
-                    on_gpu[name] = device_array(value, self._stream, self._cuda.synchronize)
+                    found = on_gpu[name] = device_array(value, self._stream, self._cuda.synchronize)
+                    if found.dtype != self._opener.inputs[name]:
+                        raise BackendError(
+                            f"{self._opener.label}: {name}: expected {self._opener.inputs[name]} on the GPU, found "
+                            f"{found.dtype} {list(found.shape)}"
+                        )
             session = self.session({name: tuple(value.shape) for name, value in {**values, **on_gpu}.items()})
             for name, value in values.items():
                 if name not in on_gpu:

@@ -112,6 +112,7 @@ class StagedRunner:
             name for stage in images for name in stage["outputs"]
         }  # the engine's memory, not the caller's
         self._by_row = {name for stage in artifact.stages if stage not in images for name in stage["outputs"]}
+        self._outputs = tuple(output["name"] for output in artifact.outputs) or OUTPUTS
         self._idle: list[_Worker] = []
         self._lock = threading.Lock()
         self._closed = False
@@ -135,8 +136,8 @@ class StagedRunner:
                 values.update(self._step(worker, step, values))
                 if tell is not None:
                     tell(step["name"], time.perf_counter() - start)
-            slots = values["boxes"].shape[1]
-            return {name: self._owned(name, values[name], slots) for name in OUTPUTS if name in values}
+            slots = values["boxes"].shape[1] if "boxes" in values else 0  # label maps have no rows
+            return {name: self._owned(name, values[name], slots) for name in self._outputs if name in values}
 
     def _owned(self, name: str, value: Any, slots: int) -> np.ndarray:
         """An output that the next request does not write over."""

@@ -11,7 +11,7 @@ import numpy as np
 from regionrt.runtime.bundle import Artifact, Manifest
 from regionrt.runtime.errors import BackendError, BundleError
 
-OUTPUTS = ("num_detections", "boxes", "scores", "labels", "overflow", "masks")
+OUTPUTS = ("num_detections", "boxes", "scores", "labels", "overflow", "masks", "probabilities")
 
 
 def checked_stages(artifact: Artifact, known_ops: Collection[str]) -> tuple[Mapping[str, Any], ...]:

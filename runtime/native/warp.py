@@ -23,8 +23,8 @@ def warp(
 ) -> np.ndarray:
     """Anisotropic warping with context (Girshick et al., R-CNN, arXiv:1311.2524, section 2.1 and appendix A).
 
-    Each RoI is stretched to the inner (h − 2·context) × (w − 2·context) pixels; the `context` pixels around show what is
-    around the RoI, at the same scale. Bilinear, without antialias. Samples outside the image are 0, the mean of
+    Each RoI is stretched to the inner (h − 2·context) × (w − 2·context) pixels; the `context` pixels around show what
+    is around the RoI, at the same scale. Bilinear, without antialias. Samples outside the image are 0, the mean of
     normalised images. RoIs with NaN in them are 0.
 
     Args:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from cpu_kernels import cpu_kernels
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.models import resnet
 from torchvision.models.detection import FasterRCNN, MaskRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
@@ -79,6 +80,30 @@ def test_it_finds_what_eager_finds(module: nn.Module, canvases: torch.Tensor, la
     if module.roi_heads.has_mask():
         for i, count in enumerate(expected["num_detections"].tolist()):
             torch.testing.assert_close(staged.masks[i, :count], expected["masks"][i, :count], rtol=1e-3, atol=1e-3)
+
+
+class Calls(TorchDispatchMode):
+    """The names of all that torch is asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        self.names.add(function.__name__)
+        return function(*arguments, **(options or {}))
+
+
+@pytest.mark.parametrize("layers", ["eager", "folded", "fused"])
+def test_nothing_in_a_run_waits_for_the_gpu_or_brings_values_from_the_host(module: nn.Module, layers: str) -> None:
+    """Else it could not be captured. As far as torch's dispatcher shows it: `tolist` passes by there."""
+    staged = TorchStaged(module, Idle(cpu_kernels()._kernels, lambda: 0), 1, SIZE, DenseForm(torch.float32, layers))
+    staged.found.labels.fill_(-1)
+    with Calls() as calls:
+        staged.run()
+    assert {"conv2d.default", "addcmul.default"} <= calls.names
+    waits = ("_local_scalar_dense", "item", "nonzero", "lift_fresh", "masked_select", "unique", "equal")
+    assert not [name for name in calls.names if name.split(".")[0] in waits]
 
 
 def test_the_module_given_stays_as_it_is(module: nn.Module) -> None:

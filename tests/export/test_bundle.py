@@ -95,10 +95,10 @@ def test_labels_that_do_not_fit(tmp_path, labels, words):
     ("options", "words"),
     [
         ({"precision": "int4"}, "precision of fp32, fp16, bf16"),
-        ({"ops": ("plugin",)}, "staged, native, portable"),
+        ({"ops": ("graph",)}, "staged, native, portable, plugin"),
         ({"ops": ()}, "staged, native, portable"),
         ({"precision": "bf16", "ops": ("native",)}, "each of staged at most once for bf16"),
-        ({"precision": "fp16", "ops": ("staged",)}, "each of native, portable at most once for fp16"),
+        ({"precision": "fp16", "ops": ("graph",)}, "each of native, portable, staged, plugin at most once for fp16"),
         ({"ops": ("native", "native")}, "at most once"),
     ],
 )

@@ -17,6 +17,7 @@ import pytest
 import torch
 from staged_on_gpu import Machine
 from tiny_detectors import LABELS, NOTHING, photos
+from torch_stages import described
 
 import regionrt.export.bundle as bundle_module
 import regionrt.runtime as rt
@@ -26,7 +27,8 @@ from regionrt.export.verdict import TOLERANCES
 from regionrt.runtime import preflight
 from regionrt.runtime.backends import cuda as cuda_module
 from regionrt.runtime.backends.cuda import CudaPython
-from regionrt.runtime.bundle import sha256_of
+from regionrt.runtime.backends.staged_steps import read_constants
+from regionrt.runtime.bundle import Manifest, sha256_of
 from regionrt.runtime.errors import BackendError
 from regionrt.runtime.gpu import kernels as kernels_module
 from regionrt.train.models.region import eager
@@ -99,6 +101,24 @@ def test_detections_are_eagers(staged, tmp_path):
     assert machine.driver.counts["cuGraphLaunch"] >= 2
     runner.close()
     assert_nothing_left(machine.driver)
+
+
+def test_tests_on_a_real_gpu_describe_stages_as_bundles_do(staged):
+    """They cannot export there: their stages, run by torch, must be those of a bundle."""
+    exported, bundle = staged
+    manifest = Manifest.read(bundle)
+    artifact = next(a for a in manifest.artifacts if a.form == "staged")
+    stages, ops, constants = described(exported.module, exported.canvas, candidates=128)
+    for ours, stage in zip(stages, artifact.stages, strict=True):
+        for key in ("inputs", "outputs", "channels_last"):
+            assert set(ours[key]) == set(stage[key])
+        assert (ours["name"], ours["slots"]) == (stage["name"], stage["slots"])
+        assert ours["shapes"].items() <= stage["shapes"].items()
+    assert ops == [dict(op) for op in artifact.ops_between]
+    kept = read_constants(manifest, artifact)
+    assert kept.keys() == constants.keys()
+    for name, value in constants.items():
+        np.testing.assert_array_equal(kept[name], value)
 
 
 def assert_nothing_left(driver) -> None:
@@ -180,6 +200,8 @@ def test_arrays_on_the_gpu_are_read_where_they_are(small, tmp_path):
     check(found, wanted_of(exported, *second))
     assert machine.driver.counts["cuMemcpyHtoDAsync"] == uploads
     check(runner.run(*first), wanted_of(exported, *first))  # its own memory again, in the graph too
+    with pytest.raises(BackendError, match=r"images: expected uint8 on the GPU, found float32 \[1, 64, 96, 3\]"):
+        runner.run(OnGpu(machine.driver, second[0].astype(np.float32)), second[1])
 
 
 def test_memory_is_allocated_once_for_the_largest(dynamic, staged_bundle, tmp_path):

@@ -15,8 +15,7 @@ from one_op import CPU, NATIVE, OPENVINO, PORTABLE, WAYS, run
 from torch.nn.functional import adaptive_max_pool2d
 
 from regionrt.export.errors import ExportError
-from regionrt.plugins.pyramid_pool.onnx_forms import _exact_in_float32
-from regionrt.plugins.pyramid_pool.reference import pyramid_pool
+from regionrt.plugins.pyramid_pool.reference import exact_in_float32, pyramid_pool
 from regionrt.plugins.pyramid_pool.torch_op import pyramid_pool as torch_op
 
 
@@ -128,7 +127,7 @@ def test_no_edge_is_off_by_a_cell(bins):
     rois, counts = np.stack([0 * ramp, 0 * ramp, ramp + 1, 0 * ramp + 1], -1)[None], np.array([side], np.int32)
     case = Case(stride=1, size=(1, side), bins=(bins,), rows=side)
     expected = case.reference(feature, rois, counts)
-    assert _exact_in_float32(bins) == (bins in (1, 2, 3, 6))
+    assert exact_in_float32(bins) == (bins in (1, 2, 3, 6))
     for way in (NATIVE, PORTABLE, OPENVINO, *CPU):
         np.testing.assert_array_equal(case.run(way, feature, rois, counts), expected)
 
@@ -210,9 +209,10 @@ def test_features_of_16_bits_keep_boxes_in_32(dtype, way):
     np.testing.assert_array_equal(found, case.reference(feature.astype(np.float32), rois, counts))
 
 
+@pytest.mark.parametrize("bins", [(6, 3, 2, 1), (2, 7, 14), (5,)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_the_torch_op_computes_what_the_reference_does(dtype):
-    case = Case(size=(21, 63))
+def test_the_torch_op_computes_what_the_reference_does(dtype, bins):
+    case = Case(size=(21, 63), bins=bins)
     feature, rois, counts = case.arrays()
     rois[0, :3] = [[np.nan, 0, 9, 9], [-1e30, 0, 1e30, 90], [300, 200, 10, 10]]
     tensor = torch.from_numpy(feature).to(dtype)

@@ -1,4 +1,4 @@
-"""RegionWarp: the reference against scikit-image and OpenCV-like resizing in torch, every form against the reference."""
+"""RegionWarp: the reference against scikit-image and torch's resize, every form against the reference."""
 
 from __future__ import annotations
 
@@ -108,7 +108,9 @@ def test_the_reference_is_scikit_images_warp(context):
         across, down = max(right - left, 1) / (20 - 2 * context), max(bottom - top, 1) / (15 - 2 * context)
         # from output pixels to the image's, both counted from the centre of the first
         matrix = np.array([
-            [across, 0, left + (0.5 - context) * across - 0.5], [0, down, top + (0.5 - context) * down - 0.5], [0, 0, 1],
+            [across, 0, left + (0.5 - context) * across - 0.5],
+            [0, down, top + (0.5 - context) * down - 0.5],
+            [0, 0, 1],
         ])  # fmt: skip
         columns, rows = matrix[0, 0] * np.arange(20) + matrix[0, 2], matrix[1, 1] * np.arange(15) + matrix[1, 2]
         there = ((rows >= -0.5) & (rows <= 36.5))[:, None] & ((columns >= -0.5) & (columns <= 51.5))

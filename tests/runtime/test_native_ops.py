@@ -442,7 +442,7 @@ BAD = {
         "x: expected a map of at least 2 cells each way, got 1 × 8",
     ),
     "a size of more windows": (
-        lambda: native.max_unpool(*pool(), kernel=2, stride=2, size=(75, 140)),
+        lambda: native.max_unpool(*max_pool(), kernel=2, stride=2, size=(75, 140)),
         "size: expected 133 to 135 cells for 67 windows, got 140",
     ),
     "places of another shape": (

@@ -36,7 +36,7 @@ def test_spec():
     [
         (
             "shapes:epochs=3",
-            "expected each of train, val, test, size, seed, turn at most once as key=value, found 'epochs=3'",
+            "expected each of train, val, test, size, seed, turn, most at most once as key=value, found 'epochs=3'",
         ),
         ("shapes:train", "expected train as a whole number, found ''"),
         ("shapes:seed=1,seed=2", "at most once"),

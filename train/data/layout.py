@@ -1,19 +1,27 @@
-"""Which kind of data a path holds: VOC, COCO, or the made `shapes`."""
+"""Which kind of data a path holds: VOC, COCO, label maps, or the made `shapes`."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 
+from .camvid import CamvidData, camvid_splits
 from .coco import CocoData, coco_files
 from .errors import DataError
+from .pascal_masks import PascalMasksData, is_pascal_masks
 from .sample import DetectionData
+from .semantic import SemanticData
 from .shapes import ShapesData, is_shapes_spec
+from .shapes_maps import ShapesMaps
 from .voc import VocData
 
 LOOKED_FOR = (
     "looked for VOC (Annotations/, JPEGImages/, ImageSets/Main/*.txt) and COCO (annotations/instances_*.json); "
     "or give shapes for data made on the fly"
+)
+LOOKED_FOR_MAPS = (
+    'looked for CamVid-style pairs (train.txt with "image mask" a line, or train/ and trainannot/) and Pascal-style '
+    "masks (JPEGImages/, SegmentationClass/, ImageSets/Segmentation/*.txt); or give shapes for data made on the fly"
 )
 
 
@@ -48,6 +56,32 @@ def open_data(
     raise DataError(f"{root}: no known layout: found {_contents(root)}; {LOOKED_FOR}{_hint(root)}")
 
 
+def open_semantic(
+    path: str | Path, split: str, labels: Sequence[str] | None = None, classes: Sequence[str] | None = None
+) -> SemanticData:
+    """Open one split of data with a class for every pixel: CamVid-style, Pascal-style, or `shapes`.
+
+    labels: a checkpoint's; the data's classes are mapped to them by name. None: the data's own. classes: must be None,
+    since a map without some of its classes would have to call them something. Raises DataError.
+    """
+    if classes is not None:
+        raise DataError("classes cannot be chosen of label maps: name those to leave out `void` in labels.txt")
+    if is_shapes_spec(path):
+        return ShapesMaps(str(path), split, labels)
+    root = Path(path)
+    if not root.is_dir():
+        kind = "it is a file" if root.exists() else "it does not exist"
+        raise DataError(f"{root}: expected a data folder, but {kind}; {LOOKED_FOR_MAPS}")
+    camvid, pascal = bool(camvid_splits(root)), is_pascal_masks(root)
+    if camvid and pascal:
+        raise DataError(f"{root}: holds both a CamVid and a Pascal layout; keep one")
+    if camvid:
+        return CamvidData(root, split, labels)
+    if pascal:
+        return PascalMasksData(root, split, labels)
+    raise DataError(f"{root}: no known layout of label maps: found {_contents(root)}; {LOOKED_FOR_MAPS}")
+
+
 def _contents(root: Path, most: int = 8) -> str:
     names = sorted(path.name + ("/" if path.is_dir() else "") for path in root.iterdir())
     shown = ", ".join(names[:most]) or "an empty folder"
@@ -59,6 +93,8 @@ def _hint(root: Path) -> str:
     for child in sorted(path for path in root.iterdir() if path.is_dir()):
         if (child / "Annotations").is_dir() or coco_files(child):
             return f". Did you mean {child}?"
+    if camvid_splits(root) or is_pascal_masks(root):
+        return ". It holds label maps: they are for segmentation, such as `regionrt train unet`"
     if (root / "Annotations").is_dir() and (root / "JPEGImages").is_dir():
         return ". It looks like VOC without ImageSets/Main/*.txt: list the image names of each split there, one a line"
     return ""

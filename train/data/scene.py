@@ -35,14 +35,14 @@ class _Placed:
 
 
 def draw_scene(
-    rng: np.random.Generator, size: tuple[int, int], split: str, turn: float = 180
+    rng: np.random.Generator, size: tuple[int, int], split: str, turn: float = 180, most: int = MOST_SHAPES
 ) -> tuple[np.ndarray, list[tuple[str, np.ndarray]]]:
     """RGB uint8 [H, W, 3] and, from back to front, each shape's name with its visible mask, bool [H, W].
 
-    turn: degrees by which a shape leans at most to either side.
+    turn: degrees by which a shape leans at most to either side. most: shapes in one image.
     """
     canvas = _background(rng, size, split)
-    count = 0 if rng.random() < EMPTY_SHARE else int(rng.integers(1, MOST_SHAPES + 1))
+    count = 0 if rng.random() < EMPTY_SHARE else int(rng.integers(1, most + 1))
     placed: list[_Placed] = []
     visible: list[np.ndarray] = []
     for _ in range(count):

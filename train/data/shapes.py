@@ -22,7 +22,7 @@ from .masks import rle_from_mask
 from .outlines import POLYGONS
 from .paths import listed
 from .sample import Sample
-from .scene import draw_scene
+from .scene import MOST_SHAPES, draw_scene
 
 SPLITS = ("train", "val", "test")
 NAMES = tuple(POLYGONS)
@@ -32,7 +32,7 @@ NAMES = tuple(POLYGONS)
 class ShapesSpec:
     """train, val, test: numbers of images. size: height, width in px. seed: any number ≥ 0.
 
-    turn: degrees, 0 to 180, by which a shape leans at most to either side.
+    turn: degrees, 0 to 180, by which a shape leans at most to either side. most: shapes in one image, 1 to 12.
     """
 
     train: int = 400
@@ -41,6 +41,7 @@ class ShapesSpec:
     size: tuple[int, int] = (256, 256)
     seed: int = 0
     turn: int = 180
+    most: int = MOST_SHAPES
 
     def __post_init__(self) -> None:
         if min(self.train, self.val, self.test) < 1:
@@ -49,6 +50,8 @@ class ShapesSpec:
             raise DataError(f"shapes: expected a size between 64x64 and 2048x2048, found {self.size[0]}x{self.size[1]}")
         if self.seed < 0:
             raise DataError(f"shapes: expected a seed ≥ 0, found {self.seed}")
+        if not 1 <= self.most <= 12:
+            raise DataError(f"shapes: expected most from 1 to 12 shapes in an image, found {self.most}")
         if not 0 <= self.turn <= 180:
             raise DataError(f"shapes: expected a turn from 0 to 180 degrees, found {self.turn}")
 
@@ -58,7 +61,7 @@ def is_shapes_spec(path: str | Path) -> bool:
 
 
 def parse_spec(text: str) -> ShapesSpec:
-    """From `shapes` or `shapes:train=400,val=80,test=80,size=256x256,seed=0,turn=180` (size: height x width)."""
+    """From `shapes` or `shapes:train=400,val=80,test=80,size=256x256,seed=0,turn=180,most=6` (size: height x width)."""
     known = tuple(field.name for field in fields(ShapesSpec))
     spec: dict[str, object] = {}
     _, _, settings = text.partition(":")
@@ -107,7 +110,7 @@ class ShapesData:
             raise IndexError(f"shapes has {len(self)} images in {self.split}, found index {index}")
         index %= len(self)
         rng = np.random.default_rng([self.spec.seed, SPLITS.index(self.split), index])
-        pixels, objects = draw_scene(rng, self.spec.size, self.split, self.spec.turn)
+        pixels, objects = draw_scene(rng, self.spec.size, self.split, self.spec.turn, self.spec.most)
         objects = [(kind, mask) for kind, mask in objects if kind in self._label_of]
         boxes = np.array([_box_of(mask) for _, mask in objects], dtype=np.float32).reshape(-1, 4)
         return Sample(

@@ -112,6 +112,8 @@ BACKBONES = {
     "resnet18": Backbone(_resnet(models.resnet18), 5, 32, _OF_PYRAMID, "", "FPN, strides 4-64"),
     "resnet50": Backbone(_resnet(models.resnet50), 5, 32, _OF_PYRAMID, "", "FPN, strides 4-64"),
 }
+SOURCES = {name: entry.source for name, entry in BACKBONES.items()} | {"vgg16": "features.", "vgg16_bn": "features."}
+"""Prefix of the backbone's layers in the state_dict of torchvision's classifier of that name."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +128,9 @@ class InitialWeights:
 
 def initial_weights(name: str, module: nn.Module, classifier: Mapping[str, Tensor]) -> InitialWeights:
     """Sort a torchvision classifier's state_dict into a detector with the backbone `name`. Shapes are not looked at."""
-    entry = BACKBONES[name]
+    source = SOURCES.get(name)
+    if source is None:
+        raise ModelError(f"unknown backbone {name!r}: choose one of {', '.join(SOURCES)}")
     prefix = "backbone.body."
     wanted = {key for key in module.state_dict() if key.startswith(prefix)}
     whole = getattr(models, name)(weights=None).state_dict()
@@ -134,8 +138,8 @@ def initial_weights(name: str, module: nn.Module, classifier: Mapping[str, Tenso
     unexpected: list[str] = []
     left_out: list[str] = []
     for key, value in classifier.items():
-        target = prefix + key[len(entry.source) :]
-        if key.startswith(entry.source) and target in wanted:
+        target = prefix + key[len(source) :]
+        if key.startswith(source) and target in wanted:
             placed[target] = value
         elif not key.endswith("num_batches_tracked"):
             (left_out if key in whole else unexpected).append(key)
