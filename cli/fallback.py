@@ -90,6 +90,6 @@ def _metrics(found: dict[str, float]) -> dict[str, float]:
 def _unreachable(steps: Sequence[Step], max_drop: float) -> str:
     best = min(steps, key=lambda step: step.drop)
     return (
-        f"the validation split loses more than {max_drop:g} points with every choice of layers: the closest loses {best} "
+        f"the validation split loses more than {max_drop:g} points with any choice of layers: the closest loses {best} "
         f"({', '.join(best.kept[:3])}{', …' if len(best.kept) > 3 else ''}); allow a larger drop, or another precision"
     )

@@ -66,7 +66,7 @@ def test_what_holds_at_once_keeps_all_layers_in_int8(checkpoint, data, monkeypat
 
 def test_an_unreachable_drop_names_the_closest_try(checkpoint, data, monkeypatch):
     drops(monkeypatch, 3, 1.25, 2)
-    with pytest.raises(UnreachableError, match="the closest loses 1.25 points with 1 layers in fp32"):
+    with pytest.raises(UnreachableError, match=r"the closest loses 1\.25 points with 1 layers in fp32"):
         search(checkpoint, data, 0.5)
 
 
