@@ -120,12 +120,12 @@ def export(
     nms: Annotated[float | None, typer.Option(help="IoU threshold of the final NMS")] = None,
     detections: Annotated[int | None, typer.Option(help="most detections of an image")] = None,
     proposals: Annotated[int | None, typer.Option(help="most proposals of an image")] = None,
-    probabilities: Annotated[bool, typer.Option("--probabilities", help="segmentation: of every class too")] = False,
     calibrate: Calibrate = None,
     calibration: CalibrationMethod = "percentile",
     calibration_images: CalibrationImages = 64,
     keep: Keep = None,
     most_error: MostError = 0.1,
+    probabilities: Annotated[bool, typer.Option("--probabilities", help="segmentation: of every class too")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Checkpoint → bundle: ONNX files, weights, labels, manifest."""

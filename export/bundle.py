@@ -76,10 +76,10 @@ class ExportOptions:
     detections: int | None = None
     proposals: int | None = None
     candidates: int = MAX_TOP_K
-    probabilities: bool = False  # segmentation: also of every class
     calibration: str = METHODS[0]  # how ranges are found: one of METHODS
     keep: tuple[str, ...] = ()  # layers, by their names in the graph, that stay in fp32
     most_error: float = MOST_ERROR  # int8, fp8: a layer that alone costs more stays in fp32
+    probabilities: bool = False  # segmentation: also of every class
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
@@ -103,6 +103,14 @@ class ExportOptions:
         return tuple(form for form in FORMS[self.precision] if (self.precision, form) not in _ASKED_FOR)
 
 
+@dataclass
+class Prepared:
+    """What an export has found out before it writes."""
+
+    abstract: ir.Model | None = None
+    quantization: Quantization | None = None
+
+
 def export_bundle(
     source: nn.Module | Checkpoint,
     out: str | Path,
@@ -110,14 +118,17 @@ def export_bundle(
     *,
     labels: Sequence[str] | None = None,
     photos: Sequence[Photo] | None = None,
+    prepared: Prepared | None = None,
     progress: Progress | None = None,
 ) -> Path:
     """Write the bundle `out` of a checkpoint, or of a live module (see `tasks.task_of`) with `labels`.
 
     labels: names by index, except for segmentation with `__background__` first. photos: to calibrate on, which int8 and
-    fp8 need; fp16 keeps layers in fp32 that come near the end of its range on them. An older bundle at `out` is
-    replaced in one step; anything else there is an error. Nothing appears under `out` unless it is whole. Raises ExportError,
-    CheckpointError, OutputError.
+    fp8 need; fp16 keeps layers in fp32 that come near the end of its range on them. prepared: filled by the first of
+    several exports of the same source, photos and options but for `keep`, and spares the others their longest steps.
+
+    An older bundle at `out` is replaced in one step; anything else there is an error. Nothing appears under `out`
+    unless it is whole. Raises ExportError, CheckpointError, OutputError.
     """
     options = options or ExportOptions()
     tell = progress or (lambda text, done: None)
@@ -130,22 +141,27 @@ def export_bundle(
                 "a live module needs labels=: the names of its classes, a detector's with `__background__` first"
             )
         module, names, model_name, checkpoint_hash = source, tuple(labels), type(source).__name__, None
+    _check_photos(options, photos)
     task = _task_of(module)
     _check_labels(module, names, task)
-    _check_photos(options, photos)
-    thresholds, prepared, candidates = _thresholds(module, task, options)
+    thresholds, ready, candidates = _thresholds(module, task, options)
     if task.name in DENSE_TASKS and options.precision == "fp16" and "staged" in options.forms:
         raise ExportError("fp16 staged: a net without regions is one stage: build engines from the form portable")
     canvas = task.canvas_of(module, options.size, options.dynamic)
     with replace_folder(out, is_bundle) as folder:
         tell("exporting to ONNX", 0.0)
-        abstract = onnx_from_module(prepared, canvas, candidates=candidates, probabilities=options.probabilities)
+        found = prepared or Prepared()
+        if found.abstract is None:
+            found.abstract = onnx_from_module(ready, canvas, candidates=candidates, probabilities=options.probabilities)
+        abstract = found.abstract.clone()
         quantization = None
         if photos is not None:
-            quantization = quantization_of(
-                abstract, canvas, photos, options.precision, method=options.calibration, keep=options.keep,
-                most_error=options.most_error, progress=lambda text, done: tell(text, 0.2 + 0.5 * done),
-            )  # fmt: skip
+            if found.quantization is None:
+                found.quantization = quantization_of(
+                    abstract, canvas, photos, options.precision, method=options.calibration,
+                    most_error=options.most_error, progress=lambda text, done: tell(text, 0.2 + 0.5 * done),
+                )  # fmt: skip
+            quantization = found.quantization.keeping(options.keep, layer_names(abstract))
             table = quantization.to_json(layer_names(abstract))
             (folder / PRECISION_TABLE).write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
         if options.precision == "fp16":
@@ -207,6 +223,7 @@ def _task_of(module: nn.Module) -> Task:
     try:
         task = task_of(module)
     except ModelError as error:
+        check_supported(module)  # says what it is instead
         raise ExportError(str(error)) from error
     (check_dense if task.name in DENSE_TASKS else check_supported)(module)
     return task

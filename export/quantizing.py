@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ QUANTIZED = {"int8": U8S8, "fp8": E4M3}
 """Precisions of 8 bits → the dialect that sensitivities are measured in."""
 MOST_ERROR = 0.1
 """A layer whose quantisation alone moves an output of its stage by more than this part of the output's spread stays."""
-_SENSITIVITY_PHOTOS = 4
+_SENSITIVITY_PHOTOS = 2  # each layer is a run on each of them, and all of their pixels count
 _FP16_ROOM = float(np.finfo(np.float16).max) / 2  # half: the photos to come are not those that were looked at
 Progress = Callable[[str, float], None]
 
@@ -42,6 +43,15 @@ class Quantization:
     sensitivity: dict[str, float]
     kept: tuple[str, ...]
     why: dict[str, str]
+
+    def keeping(self, names: Collection[str], layers: Sequence[str]) -> Quantization:
+        """With these of the `layers` in fp32 too. ExportError for other names, and where no layer would be left."""
+        _check_names(names, layers)
+        why = {**dict.fromkeys((name for name in names if name not in self.why), "asked for"), **self.why}
+        if self.sensitivity and set(self.sensitivity) <= set(why):
+            raise ExportError(f"no layer would be in {self.precision}: export with --precision fp32")
+        kept = tuple(sorted(why, key=lambda name: -self.sensitivity.get(name, 0.0)))
+        return replace(self, kept=kept, why=why)
 
     def shares(self, total: Sequence[str]) -> dict[str, dict[str, float]]:
         """Of the layers `total`, how many and what part of the multiplications and additions, by precision."""
@@ -83,37 +93,39 @@ def quantization_of(
     precision: str,
     *,
     method: str,
-    keep: Collection[str] = (),
     most_error: float = MOST_ERROR,
     progress: Progress = lambda text, done: None,
 ) -> Quantization:
     """Calibrate the abstract `model` on photos and decide what stays in floating point.
 
-    int8, fp8: layers more sensitive than `most_error`, and those of `keep`. fp16: layers that come near the end of its
-    range, and those of `keep`. bf16 reaches as far as fp32: only that all values are finite is looked at. Raises
-    ExportError as `calibrate`, for names of no layer, and where nothing would be left to compute in `precision`.
+    int8, fp8: layers more sensitive than `most_error`. fp16: what comes near the end of its range. bf16 reaches as far
+    as fp32: only that all values are finite is looked at. An infinite `most_error` spares measuring sensitivity: all are
+    0 then. Raises ExportError as `calibrate`, and where nothing would be left to compute in `precision`.
     """
     layers = layer_names(model)
-    _check_names(keep, layers)
     found = calibrate(model, canvas, photos, method, lambda text, done: progress(f"calibrating on {text}", done / 2))
-    why = dict.fromkeys(keep, "asked for")
+    why: dict[str, str] = {}
     sensitivity: dict[str, float] = {}
     if precision in QUANTIZED:
         some = spread(photos, _SENSITIVITY_PHOTOS)
         dialect = QUANTIZED[precision]
-        measured = sensitivities(
-            model, canvas, some, found.ranges, dialect,
-            lambda text, done: progress(f"sensitivity of {text}", 0.5 + done / 2),
+        measured = (
+            dict.fromkeys(quantizable_names(model), 0.0)
+            if math.isinf(most_error)
+            else sensitivities(
+                model, canvas, some, found.ranges, dialect,
+                lambda text, done: progress(f"sensitivity of {text}", 0.5 + done / 2),
+            )
         )  # fmt: skip
         sensitivity = dict(sorted(measured.items(), key=lambda item: -item[1]))
         why |= {
             name: f"alone it moves an output by {error:.1%} of its spread, allowed are {most_error:.1%}"
             for name, error in sensitivity.items()
-            if not error <= most_error and name not in why
+            if not error <= most_error
         }
         layers = list(sensitivity)
     elif precision == "fp16":
-        why |= {name: text for name, text in _beyond_fp16(model, found).items() if name not in why}
+        why |= _beyond_fp16(model, found)
     if layers and set(layers) <= set(why):
         raise ExportError(
             f"no layer would be in {precision}: all {len(layers)} are kept in fp32, the first because "

@@ -27,7 +27,8 @@ def sensitivities(
 ) -> dict[str, float]:
     """By layer of the abstract `model`, the largest error of its stage's outputs when it alone is quantised.
 
-    ‖y' − y‖ / ‖y − mean(y)‖ over the photos, the worst of the stage's outputs, with the layer in `dialect`.
+    ‖y' − y‖ / ‖y − mean(y)‖ over the photos, the worst of the stage's outputs, with the layer in `dialect`; of outputs
+    that are no floats (classes of pixels) the share that changes.
     """
     found: dict[str, float] = {}
     units = [unit for unit in split(model) if unit.op is None and quantizable(unit.model.graph)]
@@ -36,7 +37,7 @@ def sensitivities(
     total = sum(len(quantizable(unit.model.graph)) for unit in units)
     for unit in units:
         layers = [str(node.name) for node in quantizable(unit.model.graph)]
-        outputs = [v.name for v in unit.model.graph.outputs if v.dtype == ir.DataType.FLOAT]
+        outputs = [str(value.name) for value in unit.model.graph.outputs]
         exact = _outputs_of(unit.model, unit, feeds, outputs)
         for layer in layers:
             progress(layer, len(found) / total)
@@ -55,6 +56,8 @@ def _outputs_of(
 
 
 def _error(found: Sequence[np.ndarray], exact: Sequence[np.ndarray]) -> float:
+    if not np.issubdtype(exact[0].dtype, np.floating):
+        return float(np.mean([np.mean(a != b) for a, b in zip(found, exact, strict=True) if b.size] or [0.0]))
     wanted = np.concatenate([array.reshape(-1) for array in exact]).astype(np.float64)
     differs = np.concatenate([array.reshape(-1) for array in found]) - wanted
     spread = float(np.linalg.norm(wanted - wanted.mean())) if wanted.size else 0.0
