@@ -75,17 +75,17 @@ def deploy(
     with replace_folder(out, is_bundle) as final, tempfile.TemporaryDirectory() as scratch:
         bundle = Path(scratch) / Path(out).absolute().name  # its name stands in the report
         exported = compress(checkpoint) if compress else checkpoint
+        task = TASKS[MODELS[checkpoint.model].task]
         chosen, prepared = options.export, None
         if options.export.precision == "int8" and photos is not None:
-            validation = open_data(data, options.search_split, checkpoint.labels, options.bench.classes)
+            validation = task.open_data(data, options.search_split, checkpoint.labels, options.bench.classes)
             chosen, prepared, _ = keep_until_it_holds(
-                exported, checkpoint, options.export, photos, validation, options.max_drop, _part(tell, "export")
+                exported, checkpoint, options.export, photos, task, validation, options.max_drop, _part(tell, "export")
             )
         export_bundle(exported, bundle, chosen, photos=photos, prepared=prepared, progress=_part(tell, "export"))
         targets = options.targets if options.targets is not None else _targets_here(options.export)
         for target in targets:
             build_engines(bundle, target, options.build, _part(tell, "build"))
-        task = TASKS[MODELS[checkpoint.model].task]
         samples = task.open_data(data, options.bench.split, checkpoint.labels, options.bench.classes)
         images = [
             (s.name, s.image()) for s in map(samples.__getitem__, range(min(len(samples), options.verify_images)))
