@@ -94,7 +94,8 @@ def _predictor(job: Mapping[str, Any]) -> Predictor:
     from regionrt.runtime.image import Canvas
     from regionrt.train.checkpoint import module_from_checkpoint, read_checkpoint
 
-    from .baseline import TorchForm, torch_baseline
+    from .baseline import torch_baseline
+    from .forms import TorchForm
     from .torchvision_forward import TorchvisionForward
 
     if job["threads"]:

@@ -17,8 +17,9 @@ from regionrt.runtime.predictor import Predictor
 from regionrt.train.tasks import task_of
 
 from . import figures
-from .baseline import EAGER, TorchForm, forms_to_try, torch_baseline
+from .baseline import torch_baseline
 from .candidates import Entry
+from .forms import EAGER, TorchForm, forms_to_try
 from .fresh import measure_fresh
 from .latency import time_requests
 from .torchvision_forward import TorchvisionForward

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .baseline import TorchForm, prepared
+from .forms import TorchForm, prepared
 
 
 @dataclass(frozen=True)

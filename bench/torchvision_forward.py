@@ -20,7 +20,7 @@ from regionrt.runtime.results import Detections
 from regionrt.train.models.region import thresholds_of
 from regionrt.train.torch_runner import TorchRunner
 
-from .baseline import EAGER, TorchForm, prepared
+from .forms import EAGER, TorchForm, prepared
 
 
 class TorchvisionForward(Predictor):

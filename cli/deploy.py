@@ -2,7 +2,7 @@
 
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any
 from regionrt.bench.report import BenchOptions, bench, render
 from regionrt.bench.schema import Report
 from regionrt.export.bundle import ExportOptions, export_bundle, seal
+from regionrt.export.compress.calibration import Photo
 from regionrt.export.verify import verify
 from regionrt.runtime.atomic import replace_folder
 from regionrt.runtime.build import TARGETS, BuildOptions, build_engines
@@ -19,6 +20,8 @@ from regionrt.runtime.errors import RegionRTError
 from regionrt.train.checkpoint import Checkpoint, module_from_checkpoint
 from regionrt.train.models import MODELS
 from regionrt.train.tasks import TASKS, Task
+
+from .fallback import keep_until_it_holds
 
 Progress = Callable[[str, float], None]
 _STEPS = {"export": 0.0, "build": 0.15, "verify": 0.3, "bench": 0.5}  # where each begins, as a share of the time
@@ -39,6 +42,7 @@ class DeployOptions:
     bench: BenchOptions = field(default_factory=BenchOptions)
     targets: tuple[str, ...] | None = None  # None: TensorRT for RTX where its library is installed
     verify_images: int = 32
+    search_split: str = "val"  # where layers are given back to fp32 until the drop holds
 
     def __post_init__(self) -> None:
         if not self.max_drop >= 0:
@@ -54,13 +58,15 @@ def deploy(
     options: DeployOptions,
     *,
     compress: Callable[[Checkpoint], Checkpoint] | None = None,
+    photos: Sequence[Photo] | None = None,
     commands: tuple[str, ...] = (),
     progress: Progress | None = None,
 ) -> Report:
     """Write the bundle `out` with its report, if the contract holds; else nothing appears there.
 
     The contract is judged on `options.bench.split` of `data`, on each artefact that runs here, against `checkpoint` in
-    eager PyTorch. compress: what is done to the checkpoint before export.
+    eager PyTorch. compress: what is done to the checkpoint before export. photos: to calibrate on. In int8 layers go
+    back to fp32, the most sensitive first, until the drop holds on `options.search_split`.
 
     Raises ContractError, naming the figures and the stage where PyTorch and the artefact first part; and what the steps
     raise. Returns the report, which also lies in the bundle.
@@ -69,11 +75,17 @@ def deploy(
     with replace_folder(out, is_bundle) as final, tempfile.TemporaryDirectory() as scratch:
         bundle = Path(scratch) / Path(out).absolute().name  # its name stands in the report
         exported = compress(checkpoint) if compress else checkpoint
-        export_bundle(exported, bundle, options.export, progress=_part(tell, "export"))
+        task = TASKS[MODELS[checkpoint.model].task]
+        chosen, prepared = options.export, None
+        if options.export.precision == "int8" and photos is not None:
+            validation = task.open_data(data, options.search_split, checkpoint.labels, options.bench.classes)
+            chosen, prepared, _ = keep_until_it_holds(
+                exported, checkpoint, options.export, photos, validation, options.max_drop, _part(tell, "export")
+            )
+        export_bundle(exported, bundle, chosen, photos=photos, prepared=prepared, progress=_part(tell, "export"))
         targets = options.targets if options.targets is not None else _targets_here(options.export)
         for target in targets:
             build_engines(bundle, target, options.build, _part(tell, "build"))
-        task = TASKS[MODELS[checkpoint.model].task]
         samples = task.open_data(data, options.bench.split, checkpoint.labels, options.bench.classes)
         images = [
             (s.name, s.image()) for s in map(samples.__getitem__, range(min(len(samples), options.verify_images)))

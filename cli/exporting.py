@@ -7,7 +7,21 @@ import typer
 
 from . import console
 from .app import verb
-from .arguments import AsJson, Classes, Data, Labels, Model, Size, checkpoint_from
+from .arguments import (
+    AsJson,
+    Calibrate,
+    CalibrationImages,
+    CalibrationMethod,
+    Classes,
+    Data,
+    Keep,
+    Labels,
+    Model,
+    MostError,
+    Size,
+    checkpoint_from,
+    photos_from,
+)
 from .values import names_from, ranks_from, size_from
 
 
@@ -91,7 +105,9 @@ def export(
     out: Annotated[Path, typer.Option(metavar="BUNDLE")],
     model: Model = None,
     labels: Labels = None,
-    precision: Annotated[str, typer.Option(help="fp32, fp16 (for GPUs), or bf16 (for CPUs that have it)")] = "fp32",
+    precision: Annotated[
+        str, typer.Option(help="fp32, fp16 (for GPUs), bf16 (for CPUs that have it), int8, or fp8 (GPUs from 8.9 on)")
+    ] = "fp32",
     ops: Annotated[
         str | None,
         typer.Option(
@@ -104,6 +120,11 @@ def export(
     nms: Annotated[float | None, typer.Option(help="IoU threshold of the final NMS")] = None,
     detections: Annotated[int | None, typer.Option(help="most detections of an image")] = None,
     proposals: Annotated[int | None, typer.Option(help="most proposals of an image")] = None,
+    calibrate: Calibrate = None,
+    calibration: CalibrationMethod = "percentile",
+    calibration_images: CalibrationImages = 64,
+    keep: Keep = None,
+    most_error: MostError = 0.1,
     probabilities: Annotated[bool, typer.Option("--probabilities", help="segmentation: of every class too")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -113,11 +134,32 @@ def export(
 
     options = ExportOptions(
         precision=precision, ops=names_from(ops), size=size_from(size), dynamic=dynamic, score=score, nms=nms,
-        detections=detections, proposals=proposals, probabilities=probabilities,
+        detections=detections, proposals=proposals, probabilities=probabilities, calibration=calibration,
+        keep=names_from(keep) or (), most_error=most_error,
     )  # fmt: skip
+    source = checkpoint_from(checkpoint, model, labels)
+    photos = photos_from(calibrate, calibration_images) if calibrate else None
     with console.steps("export") as tell:
-        export_bundle(checkpoint_from(checkpoint, model, labels), out, options, progress=tell)
+        export_bundle(source, out, options, photos=photos, progress=tell)
     _print_bundle(Manifest.read(out), as_json)
+    if photos is not None and not as_json:
+        _print_precision(out)
+
+
+def _print_precision(bundle: Path) -> None:
+    """What is computed in which precision, and the layers that are not in the one asked for."""
+    import json
+
+    from regionrt.export.bundle import PRECISION_TABLE
+
+    table = json.loads((bundle / PRECISION_TABLE).read_text(encoding="utf-8"))
+    shares = [
+        f"{of['layers']} layers in {name} ({of['flops']:.1%} of the work)" for name, of in table["shares"].items()
+    ]
+    console.say(f"{table['calibration']} on {table['photos']} images: {', '.join(shares)}")
+    for layer in table["layers"]:
+        if layer["kept"]:
+            console.say(f"{layer['name']} stays in fp32: {layer['kept']}")
 
 
 def _print_bundle(manifest: Any, as_json: bool) -> None:

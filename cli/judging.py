@@ -12,7 +12,21 @@ import typer
 
 from . import console
 from .app import verb
-from .arguments import AsJson, Classes, Data, Labels, Model, Size, checkpoint_from
+from .arguments import (
+    AsJson,
+    Calibrate,
+    CalibrationImages,
+    CalibrationMethod,
+    Classes,
+    Data,
+    Keep,
+    Labels,
+    Model,
+    MostError,
+    Size,
+    checkpoint_from,
+    photos_from,
+)
 from .values import names_from, ranks_from, size_from, sizes_from
 
 
@@ -126,7 +140,12 @@ def deploy(
     rank: Annotated[
         str | None, typer.Option(metavar="fc6=1024,fc7=256", help="split layers by truncated SVD first")
     ] = None,
-    precision: Annotated[str, typer.Option(help="fp32, fp16 or bf16; see export")] = "fp32",
+    precision: Annotated[str, typer.Option(help="see export; int8 gives layers back until the drop holds")] = "fp32",
+    calibrate: Calibrate = None,
+    calibration: CalibrationMethod = "percentile",
+    calibration_images: CalibrationImages = 64,
+    keep: Keep = None,
+    most_error: MostError = 0.1,
     size: Size = None,
     dynamic: Annotated[bool, typer.Option("--dynamic", help="any size up to --size, in steps of the stride")] = False,
     proposals: Annotated[int | None, typer.Option(help="most proposals of an image")] = None,
@@ -159,7 +178,7 @@ def deploy(
         max_drop=max_drop,
         export=ExportOptions(
             precision=precision, size=size_from(size), dynamic=dynamic, score=score, proposals=proposals,
-            detections=detections,
+            detections=detections, calibration=calibration, keep=names_from(keep) or (), most_error=most_error,
         ),
         bench=BenchOptions(
             split=split, classes=names_from(classes), seconds=seconds, compile_seconds=compile_seconds
@@ -175,6 +194,7 @@ def deploy(
             out,
             options,
             compress=(lambda c: compress_checkpoint(c, CompressOptions(ranks))[0]) if ranks else None,
+            photos=photos_from(calibrate, calibration_images) if calibrate else None,
             commands=("regionrt " + shlex.join(sys.argv[1:]),),
             progress=tell,
         )

@@ -19,12 +19,18 @@ from regionrt.train.checkpoint import Checkpoint, module_from_checkpoint
 from regionrt.train.models import ModelError
 from regionrt.train.tasks import Task, task_of
 
+from .calibration.ranges import METHODS
+from .compress.calibration import Photo
 from .errors import ExportError
 from .exportable import check_supported
 from .exportable_dense import check_dense
+from .passes.fp8 import fp8
 from .passes.fp16 import fp16
+from .passes.int8 import SYMMETRIC, U8S8, int8
 from .passes.lower import lower
 from .passes.stages import OpBetween, Stage, stages, whole_stage
+from .proof import prove_integers
+from .quantizing import MOST_ERROR, QUANTIZED, Quantization, layer_names, quantization_of
 from .thresholds import MAX_TOP_K, thresholds_of, with_thresholds
 from .to_onnx import onnx_from_module
 from .weights import write_models
@@ -33,17 +39,26 @@ FORMS = {
     "fp32": ("staged", "native", "portable", "plugin"),
     "fp16": ("native", "portable", "staged", "plugin"),
     "bf16": ("staged",),
+    "int8": ("staged", "native", "portable"),
+    "fp8": ("portable",),
 }
 """By precision: the forms of our ops that can express it, in the order in which the runtime tries them."""
 PRECISIONS = tuple(FORMS)
 _ASKED_FOR = {("fp16", "staged"), ("fp32", "plugin"), ("fp16", "plugin")}
 """Forms that are exported only where they are named: nothing runs them before engines are built from them."""
-STAGED_BACKENDS = {"fp32": ("openvino", "onnxruntime"), "fp16": ("tensorrt-rtx",), "bf16": ("openvino",)}
+STAGED_BACKENDS = {
+    "fp32": ("openvino", "onnxruntime"),
+    "fp16": ("tensorrt-rtx",),
+    "bf16": ("openvino",),
+    "int8": ("openvino", "onnxruntime"),
+}
 """What can run dense stages in a precision. bf16 is what the engine computes in: the weights in the file are fp32. A
 CPU would compute fp16 in fp32, which is not what was asked: those stages are for engines, of either TensorRT."""
 DENSE_TASKS = ("segmentation", "localisation")
 """Nets without regions: no thresholds, no ops between stages."""
 WEIGHTS = "weights.bin"
+PRECISION_TABLE = "precision.json"
+"""What calibration found: sensitivity and share of the work of each layer, and why it stays in fp32."""
 CONSTANTS = "staged-constants.npz"
 Progress = Callable[[str, float], None]
 
@@ -61,6 +76,9 @@ class ExportOptions:
     detections: int | None = None
     proposals: int | None = None
     candidates: int = MAX_TOP_K
+    calibration: str = METHODS[0]  # how ranges are found: one of METHODS
+    keep: tuple[str, ...] = ()  # layers, by their names in the graph, that stay in fp32
+    most_error: float = MOST_ERROR  # int8, fp8: a layer that alone costs more stays in fp32
     probabilities: bool = False  # segmentation: also of every class
 
     def __post_init__(self) -> None:
@@ -73,6 +91,10 @@ class ExportOptions:
                 f"expected ops to name each of {', '.join(known)} at most once for {self.precision}, "
                 f"found {list(given)}"
             )
+        if self.calibration not in METHODS:
+            raise ExportError(f"expected a calibration of {', '.join(METHODS)}, found {self.calibration!r}")
+        if not self.most_error > 0:
+            raise ExportError(f"expected a largest error of a layer above 0, found {self.most_error}")
 
     @property
     def forms(self) -> tuple[str, ...]:
@@ -81,19 +103,32 @@ class ExportOptions:
         return tuple(form for form in FORMS[self.precision] if (self.precision, form) not in _ASKED_FOR)
 
 
+@dataclass
+class Prepared:
+    """What an export has found out before it writes."""
+
+    abstract: ir.Model | None = None
+    quantization: Quantization | None = None
+
+
 def export_bundle(
     source: nn.Module | Checkpoint,
     out: str | Path,
     options: ExportOptions | None = None,
     *,
     labels: Sequence[str] | None = None,
+    photos: Sequence[Photo] | None = None,
+    prepared: Prepared | None = None,
     progress: Progress | None = None,
 ) -> Path:
     """Write the bundle `out` of a checkpoint, or of a live module (see `tasks.task_of`) with `labels`.
 
-    labels: names by index, except for segmentation with `__background__` first. An older bundle at `out` is replaced in
-    one step; anything else there is an error. Nothing appears under `out` unless it is whole. Raises ExportError,
-    CheckpointError, OutputError.
+    labels: names by index, except for segmentation with `__background__` first. photos: to calibrate on, which int8 and
+    fp8 need; fp16 keeps layers in fp32 that come near the end of its range on them. prepared: filled by the first of
+    several exports of the same source, photos and options but for `keep`, and spares the others their longest steps.
+
+    An older bundle at `out` is replaced in one step; anything else there is an error. Nothing appears under `out`
+    unless it is whole. Raises ExportError, CheckpointError, OutputError.
     """
     options = options or ExportOptions()
     tell = progress or (lambda text, done: None)
@@ -106,32 +141,52 @@ def export_bundle(
                 "a live module needs labels=: the names of its classes, a detector's with `__background__` first"
             )
         module, names, model_name, checkpoint_hash = source, tuple(labels), type(source).__name__, None
+    _check_photos(options, photos)
     task = _task_of(module)
     _check_labels(module, names, task)
-    thresholds, prepared, candidates = _thresholds(module, task, options)
+    thresholds, ready, candidates = _thresholds(module, task, options)
     if task.name in DENSE_TASKS and options.precision == "fp16" and "staged" in options.forms:
         raise ExportError("fp16 staged: a net without regions is one stage: build engines from the form portable")
     canvas = task.canvas_of(module, options.size, options.dynamic)
     with replace_folder(out, is_bundle) as folder:
         tell("exporting to ONNX", 0.0)
-        abstract = onnx_from_module(prepared, canvas, candidates=candidates, probabilities=options.probabilities)
+        found = prepared or Prepared()
+        if found.abstract is None:
+            found.abstract = onnx_from_module(ready, canvas, candidates=candidates, probabilities=options.probabilities)
+        abstract = found.abstract.clone()
+        quantization = None
+        if photos is not None:
+            if found.quantization is None:
+                found.quantization = quantization_of(
+                    abstract, canvas, photos, options.precision, method=options.calibration,
+                    most_error=options.most_error, progress=lambda text, done: tell(text, 0.2 + 0.5 * done),
+                )  # fmt: skip
+            quantization = found.quantization.keeping(options.keep, layer_names(abstract))
+            table = quantization.to_json(layer_names(abstract))
+            (folder / PRECISION_TABLE).write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
         if options.precision == "fp16":
-            abstract = fp16(abstract)
+            abstract = fp16(abstract, quantization.kept if quantization else options.keep)
         tell("writing the forms", 0.7)
         models: dict[str, ir.Model] = {}
         artifacts: list[Artifact] = []
         for form in options.forms:
             if form == "staged":
                 dense, between = _stages_of(abstract, task, alone=options.forms == ("staged",))
+                if options.precision == "int8" and quantization is not None:
+                    dense = [_in_int8(stage, quantization) for stage in dense]
                 models |= {_stage_file(stage): stage.model for stage in dense}
                 artifacts += _staged(abstract, dense, between, options.precision, canvas)
                 constants: dict[str, Any] = {k: v for op in between for k, v in op.constants.items()}
                 if constants:
                     np.savez(folder / CONSTANTS, **constants)
             else:
-                models[f"{form}.onnx"] = lower(abstract, form)
-                artifacts.append(_artifact(f"{form}.onnx", abstract, options.precision, canvas))
+                lowered, layers = _quantized(abstract, form, quantization)
+                models[f"{form}.onnx"] = lower(lowered, form)
+                artifacts.append(_artifact(f"{form}.onnx", abstract, options.precision, canvas, layers))
         write_models(folder, models, WEIGHTS)
+        for artifact in artifacts:
+            if artifact.quantized and artifact.backend == "onnxruntime":
+                prove_integers(folder, artifact)
         (folder / "labels.txt").write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
         seal(
             Manifest(
@@ -208,12 +263,38 @@ def _check_labels(module: nn.Module, labels: Sequence[str], task: Task) -> None:
         raise ExportError(f"expected {first}no label empty or with a line break")
 
 
-def _artifact(file: str, model: ir.Model, precision: str, canvas: Canvas) -> Artifact:
+def _artifact(file: str, model: ir.Model, precision: str, canvas: Canvas, quantized: tuple[str, ...] = ()) -> Artifact:
     form = Path(file).stem
-    backend = (
-        "tensorrt-rtx" if form == "plugin" else "onnxruntime"
-    )  # as for fp16 stages: either TensorRT builds from it
-    return Artifact(backend, form, precision, (file, WEIGHTS), **_borders(model, canvas))
+    engines_only = form == "plugin" or (form == "portable" and quantized)  # as fp16 stages: either TensorRT builds it
+    backend = "tensorrt-rtx" if engines_only else "onnxruntime"
+    return Artifact(backend, form, precision, (file, WEIGHTS), **_borders(model, canvas), quantized=quantized)
+
+
+def _quantized(model: ir.Model, form: str, quantization: Quantization | None) -> tuple[ir.Model, tuple[str, ...]]:
+    """The abstract model with Q/DQ nodes in the dialect of what runs the form, and its quantised layers."""
+    if quantization is None or quantization.precision not in QUANTIZED:
+        return model, ()
+    ranges, kept = quantization.calibration.ranges, quantization.kept
+    if quantization.precision == "fp8":
+        return fp8(model, ranges, kept)
+    return int8(model, ranges, SYMMETRIC if form == "portable" else U8S8, kept)
+
+
+def _in_int8(stage: Stage, quantization: Quantization) -> Stage:
+    """After the cut, so that stages have weights in the order that they take RoI features in."""
+    ranges = quantization.calibration.ranges
+    ranges = ranges | {f"{name}.channels_first": ranges[name] for name in stage.channels_last if name in ranges}
+    model, layers = int8(stage.model, ranges, U8S8, quantization.kept)
+    return replace(stage, model=model, quantized=layers)
+
+
+def _check_photos(options: ExportOptions, photos: Sequence[Photo] | None) -> None:
+    if photos is None and options.precision in QUANTIZED:
+        raise ExportError(f"{options.precision} needs images to calibrate on: give --calibrate DIR")
+    if photos is not None and options.precision == "fp32":
+        raise ExportError("fp32 needs no calibration: leave --calibrate out, or choose another --precision")
+    if options.keep and photos is None and options.precision != "fp16":
+        raise ExportError(f"layers can be kept in fp32 for int8, fp8 and fp16, not for {options.precision}")
 
 
 def _staged(
@@ -223,6 +304,7 @@ def _staged(
     files = (*map(_stage_file, dense), WEIGHTS, *constants)
     described = {
         "stages": tuple(stage.to_json(_stage_file(stage)) for stage in dense),
+        "quantized": tuple(name for stage in dense for name in stage.quantized),
         "ops_between": tuple(op.to_json() for op in between),
         **_borders(model, canvas),
     }

@@ -20,6 +20,8 @@ TOLERANCES = {
     "fp32": Tolerance(stage=1e-4, iou=0.99, score=1e-4, mask_iou=0.99, matched=0.995),
     # 11 bits through some fifty layers. What fp16 costs is judged by AP; this finds what is broken.
     "fp16": Tolerance(stage=2e-2, iou=0.9, score=0.05, mask_iou=0.9, matched=0.9),
+    # 256 steps for what a whole photo's values span; judged by AP, this finds what is broken.
+    "int8": Tolerance(stage=0.5, iou=0.5, score=0.5, mask_iou=0.5, matched=0.5),
     # 8 bits, and layers that read what layers in bf16 wrote.
     "bf16": Tolerance(stage=1e-1, iou=0.8, score=0.15, mask_iou=0.8, matched=0.7),
 }

@@ -220,8 +220,9 @@ def _sources(manifest: Manifest, target: str, options: BuildOptions) -> list[Art
     graphs = [
         artifact
         for artifact in manifest.artifacts
-        # bf16 stages are fp32 files that an engine on a CPU computes in bf16
-        if artifact.files[0].endswith(".onnx") and (artifact.form, artifact.precision) != ("staged", "bf16")
+        # bf16 stages are fp32 files that an engine on a CPU computes in bf16; int8 ones have zero points, for CPUs too
+        if artifact.files[0].endswith(".onnx")
+        and (artifact.form, artifact.precision) not in (("staged", "bf16"), ("staged", "int8"), ("native", "int8"))
     ]
     for form in forms:
         chosen = {artifact.precision: artifact for artifact in reversed(graphs) if artifact.form == form}
@@ -245,6 +246,7 @@ def _job(
         "onnx": str(manifest.path(part.file).absolute()),
         "engine": str(engine),
         "precision": source.precision,
+        "quantized": list(source.quantized),
         "profiles": list(part.profiles),
         "channels_last": list(part.channels_last),
         "compute_capability": list(options.compute_capability),
@@ -280,6 +282,7 @@ def _entry(source: Artifact, job: dict[str, Any], made: Sequence[MadePart], hash
         "profiles": list(profiles),
         "stages": [each.entry() for each in made if each.part.stage is not None],
         "ops_between": list(source.ops_between),
+        **({"quantized": list(source.quantized)} if source.quantized else {}),
         "engine": {
             "flavour": job["target"],
             **merged_facts([each.facts for each in made]),

@@ -31,7 +31,7 @@ from .build_settings import (
     take_channels_last,
 )
 from .cuda_devices import cuda_devices
-from .engine_layers import count_by_kind, parse_layers, prove_precision
+from .engine_layers import count_by_kind, parse_layers, prove_precision, work_by_dtype
 from .errors import BackendError
 from .polygraphy_build import build_through_polygraphy, polygraphy_version
 
@@ -80,7 +80,7 @@ def build(job: dict[str, Any], answer: Answer) -> dict[str, Any]:
         raise BackendError(f"TensorRT could not build the engine{_blame(trt, network)}: {log.last_errors()}")
     convolutions = _convolutions(trt, network)
     layers = parse_layers(log.layers or _inspect(trt, log, engine))
-    proof = prove_precision(layers, convolutions, job["precision"])
+    proof = prove_precision(layers, convolutions, job["precision"], job.get("quantized", ()))
     capabilities, devices = _built_for(trt, job["compute_capability"])
     with open(job["engine"], "wb") as file:
         file.write(engine)
@@ -93,6 +93,7 @@ def build(job: dict[str, Any], answer: Answer) -> dict[str, Any]:
         "devices": devices,
         "layer_types": count_by_kind(layers),
         "proof": proof,
+        "flops": work_by_dtype(layers, _work(trt, network)),
         "data_dependent_shapes": _data_dependent(trt, network),
         "plugins": [] if plugins is None else plugins.used(),
         "tf32": built.config.get_flag(trt.BuilderFlag.TF32),
@@ -147,6 +148,34 @@ def _convolutions(trt: ModuleType, network: Any) -> list[str]:
         for layer in layers
         if layer.type in kinds
     ]
+
+
+def _work(trt: ModuleType, network: Any) -> dict[str, float]:
+    """Multiplications and additions of each convolution and fully connected layer for one image, by its ONNX name.
+
+    Layers whose sizes are not known before the data are left out, but for the first dimension.
+    """
+    found: dict[str, float] = {}
+    for index in range(network.num_layers):
+        layer = network.get_layer(index)
+        if layer.type not in (trt.LayerType.CONVOLUTION, trt.LayerType.MATRIX_MULTIPLY):
+            continue
+        output = [*layer.get_output(0).shape]
+        source = [*layer.get_input(0).shape]
+        if not output or not source or min([*output[1:], *source[1:]], default=0) < 0:
+            continue
+        each = source[1] if layer.type == trt.LayerType.CONVOLUTION else source[-1]
+        if layer.type == trt.LayerType.CONVOLUTION:
+            layer.__class__ = trt.IConvolutionLayer  # the bindings hand out the base class
+            for size in layer.kernel_size_nd:
+                each *= size
+            each /= layer.num_groups
+        elements = abs(output[0])
+        for size in output[1:]:
+            elements *= size
+        name = layer.metadata.removeprefix("[ONNX Layer: ").removesuffix("]") or layer.name
+        found[name] = found.get(name, 0.0) + 2.0 * elements * each
+    return found
 
 
 def _config(trt: ModuleType, builder: Any, network: Any, job: dict[str, Any]) -> Any:

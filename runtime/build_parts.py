@@ -108,6 +108,10 @@ def merged_facts(facts: Sequence[dict[str, Any]]) -> dict[str, Any]:
             "in_precision": inside,
             "share": round(inside / layers, 4),
         },
+        "flops": {
+            dtype: sum(each.get("flops", {}).get(dtype, 0.0) for each in facts)
+            for dtype in sorted({dtype for each in facts for dtype in each.get("flops", {})})
+        },
         "data_dependent_shapes": any(each["data_dependent_shapes"] for each in facts),
         "tf32": any(each["tf32"] for each in facts),
         "build_seconds": round(sum(each["build_seconds"] for each in facts), 2),

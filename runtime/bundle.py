@@ -38,7 +38,8 @@ class Artifact:
     """One way to run the model: `files[0]` is the ONNX file or engine that is opened, the others stand beside it.
 
     `inputs`/`outputs`: {"name", "dtype", "shape"} each; `profiles`: {"images": {"min", "opt", "max"}, "image_sizes": …}
-    each; `engine`: an engine's birth certificate (flavour, version, compute_capabilities, precision, layer_types …).
+    each; `engine`: an engine's birth certificate (flavour, version, compute_capabilities, precision, layer_types …);
+    `quantized`: names of the layers that compute in the precision, where not all of them do.
     """
 
     backend: str
@@ -51,6 +52,7 @@ class Artifact:
     stages: tuple[Any, ...] = ()
     ops_between: tuple[Any, ...] = ()
     engine: Mapping[str, Any] | None = None
+    quantized: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return f"{self.backend} {self.form} {self.precision}"
@@ -68,6 +70,8 @@ class Artifact:
             data[name] = list(getattr(self, name))
         if self.engine is not None:
             data["engine"] = dict(self.engine)
+        if self.quantized:
+            data["quantized"] = list(self.quantized)
         return data
 
     @classmethod
@@ -77,13 +81,14 @@ class Artifact:
         _expect(isinstance(data, Mapping), where, "an object for each artefact", data)
         for name in ("backend", "form", "precision"):
             _expect(isinstance(data.get(name), str), f"{where}: {name}", "a text", data.get(name))
-        lists = {
-            name: data.get(name, []) for name in ("files", "inputs", "outputs", "profiles", "stages", "ops_between")
-        }
+        names = ("files", "inputs", "outputs", "profiles", "stages", "ops_between", "quantized")
+        lists = {name: data.get(name, []) for name in names}
         for name, value in lists.items():
             _expect(isinstance(value, list), f"{where}: {name}", "a list", value)
         files = lists["files"]
         _expect(bool(files) and all(isinstance(f, str) for f in files), f"{where}: files", "a list of names", files)
+        layers = lists["quantized"]
+        _expect(all(isinstance(name, str) for name in layers), f"{where}: quantized", "a list of names", layers)
         engine = data.get("engine")
         _expect(engine is None or isinstance(engine, Mapping), f"{where}: engine", "an object", engine)
         tuples = {name: tuple(value) for name, value in lists.items()}

@@ -9,7 +9,7 @@ abbreviations in its name.
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from .errors import BackendError
@@ -20,6 +20,7 @@ transposed convolution of a mask head and a first or last layer stay in floating
 
 PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8")
 CONVOLUTION, MATMUL, OTHER = "conv", "matmul", "other"
+_WORDS = {CONVOLUTION: "convolutions", MATMUL: "matrix multiplications", "quantized": "quantised layers"}
 
 _DTYPES = {
     **dict.fromkeys(("Float", "FP32"), "fp32"),
@@ -84,21 +85,42 @@ def count_by_kind(layers: Iterable[EngineLayer]) -> dict[str, dict[str, int]]:
     return counts
 
 
-def prove_precision(layers: Sequence[EngineLayer], convolutions: Sequence[str], precision: str) -> dict[str, object]:
+def work_by_dtype(layers: Iterable[EngineLayer], work: Mapping[str, float]) -> dict[str, float]:
+    """`work` (multiplications and additions by ONNX node name) summed by the datatype that the node was compiled in.
+
+    A node that no compiled convolution or matrix multiplication names counts as "unknown", one in several as "mixed".
+    """
+    found: dict[str, set[str]] = {node: set() for node in work}
+    for layer in layers:
+        if layer.kind in (CONVOLUTION, MATMUL):
+            for node in layer.onnx_nodes:
+                if node in found:
+                    found[node].add(layer.dtype)
+    total: dict[str, float] = {}
+    for node, dtypes in found.items():
+        dtype = "unknown" if not dtypes else "mixed" if len(dtypes) > 1 else next(iter(dtypes))
+        total[dtype] = total.get(dtype, 0.0) + work[node]
+    return total
+
+
+def prove_precision(
+    layers: Sequence[EngineLayer], convolutions: Sequence[str], precision: str, quantized: Sequence[str] = ()
+) -> dict[str, object]:
     """Proof that at least `LEAST_SHARE` of the network's convolutions were compiled in `precision`.
 
     `convolutions` are the ONNX node names of the parsed network's (transposed) convolutions. Each must be named by
     compiled convolutions or matrix multiplications (which 1×1 convolutions become), all of them in that precision; one
     that is not found counts against the proof. A network without convolutions (a box head alone) is judged by its
-    compiled matrix multiplications instead.
+    compiled matrix multiplications instead. `quantized`: names of the layers that the ONNX file has in 8 bits; then it
+    is these, convolutions or not, that must be found in `precision`, and no others.
     Returns `{"of": "conv", "layers": …, "in_precision": …, "share": …}` for the birth certificate; raises BackendError.
     """
     if precision not in PRECISIONS:
         raise BackendError(f"precision {precision!r} cannot be proved: expected one of {', '.join(PRECISIONS)}")
     found: dict[str, set[str]]
-    if convolutions:
-        kind = CONVOLUTION
-        found = {node: set() for node in convolutions}
+    if convolutions or quantized:
+        kind = "quantized" if quantized else CONVOLUTION
+        found = {node: set() for node in quantized or convolutions}
         for layer in layers:
             if layer.kind in (CONVOLUTION, MATMUL):
                 for node in layer.onnx_nodes:
@@ -117,7 +139,7 @@ def prove_precision(layers: Sequence[EngineLayer], convolutions: Sequence[str], 
         shown = ", ".join(f"{node} ({dtype})" for node, dtype in list(others.items())[:3])
         raise BackendError(
             f"asked for {precision}, but TensorRT's list of compiled layers shows only {len(found) - len(others)} of "
-            f"{len(found)} {'convolutions' if kind == CONVOLUTION else 'matrix multiplications'} in it (at least "
+            f"{len(found)} {_WORDS[kind]} in it (at least "
             f"{LEAST_SHARE:.0%} are needed): {shown}{', …' if len(others) > 3 else ''}; is the ONNX file really "
             f"{precision}? Export it again with `regionrt export --precision {precision}`"
         )

@@ -41,7 +41,7 @@ def load(
         score_threshold: raises the bundle's score threshold (0…1).
         threads: CPU threads; None takes one per usable physical core.
         form, precision: only artefacts of this form ("staged", "native", "portable") or precision ("fp32", "fp16",
-            "bf16").
+            "bf16", "int8").
         allow_host_code: also engines that bring code for the host, which runs with the rights of this process.
 
     Raises:
@@ -126,7 +126,7 @@ def runner_for(
 
 
 def _stage_engine(artifact: Artifact, threads: int | None) -> StageEngine:
-    if artifact.backend == "onnxruntime" and artifact.precision == "fp32":
+    if artifact.backend == "onnxruntime" and artifact.precision in ("fp32", "int8"):
         from .backends.onnxruntime import OnnxRuntimeStages
 
         return OnnxRuntimeStages(threads)

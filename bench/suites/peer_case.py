@@ -23,8 +23,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from regionrt.bench.baseline import TorchForm, torch_baseline
+from regionrt.bench.baseline import torch_baseline
 from regionrt.bench.environment import without_folders
+from regionrt.bench.forms import TorchForm
 from regionrt.bench.latency import speedup, time_requests
 from regionrt.bench.schema import Latency, Ratio
 from regionrt.bench.torchvision_forward import TorchvisionForward

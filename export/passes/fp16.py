@@ -1,5 +1,7 @@
 """fp16: dense layers in half precision; box arithmetic, softmax and everything before the first layer stay fp32."""
 
+from collections.abc import Collection
+
 import numpy as np
 import onnx_ir as ir
 
@@ -20,8 +22,10 @@ _SHAPE_INPUTS = {"Reshape": {1}, "Resize": {1, 2, 3}, "Squeeze": {1}, "Unsqueeze
 _LARGEST = float(np.finfo(np.float16).max)
 
 
-def fp16(model: ir.Model) -> ir.Model:
+def fp16(model: ir.Model, keep: Collection[str] = ()) -> ir.Model:
     """A copy of the abstract `model` with its layers in fp16 and Casts at the borders.
+
+    keep: names of nodes that stay in fp32.
 
     Requires typed values; graph inputs and outputs keep their types. A node is halved if it is a layer, or if it may
     stand between layers and reads a halved value. Ops that pool regions read the halved features as they are (RoIs stay
@@ -33,10 +37,11 @@ def fp16(model: ir.Model) -> ir.Model:
     casts: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
     for node in list(graph):
         reads_half = any(value in halved for value in node.inputs)
-        if node.domain == "" and (node.op_type in LAYERS or (node.op_type in BETWEEN and reads_half)):
-            keep = _SHAPE_INPUTS.get(node.op_type, set())
+        halves = node.op_type in LAYERS or (node.op_type in BETWEEN and reads_half)
+        if node.domain == "" and halves and node.name not in keep:
+            shapes = _SHAPE_INPUTS.get(node.op_type, set())
             for i, value in enumerate(node.inputs):
-                if value is not None and i not in keep and value.dtype == _FLOAT and value not in halved:
+                if value is not None and i not in shapes and value.dtype == _FLOAT and value not in halved:
                     node.replace_input_with(i, _as(graph, node, value, _HALF, casts))
             for value in node.outputs:
                 if value.dtype == _FLOAT:  # not the indices of a MaxPool

@@ -23,6 +23,7 @@ class Stage:
     slots: None, or: its inputs and outputs are rows of RoIs of all images, [R, …], those that are real, packed without
     gaps; so many of each image at most.
     channels_last: names of its inputs and outputs that are [·, H, W, C].
+    quantized: names of its layers that are in 8 bits.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Stage:
     outputs: tuple[str, ...]
     slots: int | None
     channels_last: tuple[str, ...]
+    quantized: tuple[str, ...] = ()
 
     def _borders(self) -> list[ir.Value]:
         return [*self.model.graph.inputs, *self.model.graph.outputs]
@@ -45,6 +47,7 @@ class Stage:
             "shapes": {v.name: [d if isinstance(d, int) else None for d in v.shape or ()] for v in self._borders()},
             "slots": self.slots,
             "channels_last": list(self.channels_last),
+            **({"quantized": list(self.quantized)} if self.quantized else {}),
         }
 
 

@@ -15,7 +15,7 @@ from regionrt.runtime.machine import usable_cores
 from .staged import usual_shapes
 
 _BF16 = np.dtype(np.uint16)  # NumPy has no bf16: its bits
-PRECISIONS = ("fp32", "bf16")
+PRECISIONS = ("fp32", "bf16", "int8")
 _MOST_IMAGES = 4  # in a batch whose shape is compiled apart
 _LAYERS = ("Convolution", "Deconvolution", "FullyConnected")
 
@@ -24,7 +24,8 @@ class OpenVinoStages:
     """Opens dense stages (`StageEngine`). One compiled model serves all threads; each session is a request of its own.
 
     Args:
-        precision: "fp32", or "bf16": layers compute in bf16, feature maps and RoI features are handed over in it.
+        precision: "fp32", or "bf16": layers compute in bf16, feature maps and RoI features are handed over in it;
+            "int8": the layers that a stage's file has quantised.
         threads: for the arithmetic inside one layer; None takes one per usable physical core.
 
     Raises:
@@ -55,9 +56,9 @@ class OpenVinoStages:
             raise BackendError(f"{path}: OpenVINO {ov.__version__} refuses it: {_first_line(error)}") from error
         return opened
 
-    def compile(self, model: Any) -> Any:
+    def compile(self, model: Any, quantized: int) -> Any:
         compiled = self._core.compile_model(model, "CPU", self._config)
-        _check_precision(compiled, self.precision)
+        _check_precision(compiled, self.precision, quantized)
         return compiled
 
     def tensor(self, array: np.ndarray, kind: Any) -> Any:
@@ -79,6 +80,7 @@ class OpenVinoStage:
         self.outputs = [port.get_any_name() for port in model.outputs]
         self._engine = engine
         self._model = model
+        self._quantized = len(stage.get("quantized", ()))
         self._rows = stage["slots"] is not None
         self._lock = threading.Lock()
         self._compiled: dict[Any, Any] = {}
@@ -100,7 +102,7 @@ class OpenVinoStage:
                 if apart:
                     model = model.clone()
                     model.reshape({name: list(shape) for name, shape in shapes.items()})
-                self._compiled[key] = self._engine.compile(model)
+                self._compiled[key] = self._engine.compile(model, self._quantized)
             return self._compiled[key]
 
 
@@ -165,15 +167,22 @@ def _handing_over_bf16(ov: Any, model: Any, stage: Mapping[str, Any]) -> Any:
     return edit.build()
 
 
-def _check_precision(compiled: Any, precision: str) -> None:
-    """What was asked is what was built: BackendError if no layer, or another one than asked for, computes in it."""
-    wanted = {"fp32": "f32", "bf16": "bf16"}[precision]
+def _check_precision(compiled: Any, precision: str, quantized: int) -> None:
+    """What was asked is what was built: BackendError if a layer computes in another precision than asked for.
+
+    quantized: how many layers are to be integer ones, of a stage in int8; the others are fp32.
+    """
     found: dict[str, int] = {}
     for node in compiled.get_runtime_model().get_ops():
         info = node.get_rt_info()
         if "layerType" in info and str(info["layerType"].value) in _LAYERS:
             kind = str(info["runtimePrecision"].value).lower()
             found[kind] = found.get(kind, 0) + 1
+    if precision == "int8":
+        integers = found.pop("u8", 0) + found.pop("i8", 0)
+        if integers < quantized:
+            raise BackendError(f"openvino: {quantized} layers in int8 were asked for, {integers} were compiled")
+    wanted = "bf16" if precision == "bf16" else "f32"
     others = ", ".join(f"{count} in {kind}" for kind, count in found.items() if kind != wanted)
     if others:
         raise BackendError(f"openvino: layers in {wanted} were asked for, {others} were compiled")

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from regionrt.bench.baseline import EAGER, TorchForm, forms_to_try, torch_baseline
+from regionrt.bench.baseline import torch_baseline
+from regionrt.bench.forms import EAGER, TorchForm, forms_to_try
 from regionrt.bench.torchvision_forward import TorchvisionForward
 from regionrt.runtime.image import Canvas
 from regionrt.train.models import build_model

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from tiny_detectors import LABELS
+from tiny_detectors import LABELS, photos
 
 from regionrt.export import ExportOptions, export_bundle
+from regionrt.export.compress.calibration import Photo
 from regionrt.runtime.build import BuildOptions, build_engines
 from regionrt.runtime.bundle import Manifest
 from regionrt.runtime.errors import BackendError
@@ -69,3 +70,29 @@ def test_bf16_stages_are_for_a_cpu(fixed, tmp_path, instant):
     export_bundle(fixed.module, tmp_path / "b", ExportOptions(size=(64, 96), precision="bf16"), labels=LABELS)
     with pytest.raises(BackendError, match="is built from the staged form, the bundle holds no ONNX file"):
         build_engines(tmp_path / "b", options=BuildOptions(ops="staged"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("precision", "capability"), [("int8", "8.6"), ("fp8", "8.9"), ("fp8", "12.0")])
+def test_engines_of_8_bits_prove_their_layers(precision, capability, fixed, instant, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    seen = [Photo(name, lambda p=pixels: p) for name, pixels in photos([(64, 96)] * 6, seed=3)]
+    options = ExportOptions(size=(64, 96), precision=precision, ops=("portable",), most_error=10)
+    export_bundle(fixed.module, tmp_path / "bundle", options, labels=LABELS, photos=seen)
+    (engine,) = build_engines(tmp_path / "bundle", options=BuildOptions(compute_capability=(capability,)))
+    assert engine.engine is not None
+    proof, flops = engine.engine["proof"], engine.engine["flops"]
+    assert proof["of"] == "quantized"
+    assert proof["layers"] == len(engine.quantized) > 5
+    assert proof["share"] >= 0.9
+    assert flops[precision] > 0.9 * sum(flops.values())
+
+
+@pytest.mark.slow
+def test_an_engine_that_is_not_in_the_precision_asked_for_is_refused(fixed, instant, tmp_path):
+    """The manifest says int8, the file is fp32."""
+    export_bundle(fixed.module, tmp_path / "bundle", ExportOptions(size=(64, 96), ops=("portable",)), labels=LABELS)
+    manifest = tmp_path / "bundle" / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"precision": "fp32"', '"precision": "int8"'))
+    with pytest.raises(BackendError, match="asked for int8"):
+        build_engines(tmp_path / "bundle")
