@@ -98,6 +98,7 @@ class StagedRunner:
         self._stages = {
             stage["name"]: engine.open(manifest.path(stage["file"]), stage) for stage in checked_stages(artifact, _OPS)
         }
+        self.about: Mapping[str, Any] = getattr(engine, "about", {})
         types = {stage.feature_type for stage in self._stages.values()}
         (self._feature_type,) = types or {np.dtype(np.float32)}
         constants = read_constants(manifest, artifact)
