@@ -80,7 +80,7 @@ def deploy(
         if options.export.precision == "int8" and photos is not None:
             validation = task.open_data(data, options.search_split, checkpoint.labels, options.bench.classes)
             chosen, prepared, _ = keep_until_it_holds(
-                exported, checkpoint, options.export, photos, validation, options.max_drop, _part(tell, "export")
+                exported, checkpoint, options.export, photos, task, validation, options.max_drop, _part(tell, "export")
             )
         export_bundle(exported, bundle, chosen, photos=photos, prepared=prepared, progress=_part(tell, "export"))
         targets = options.targets if options.targets is not None else _targets_here(options.export)

@@ -4,26 +4,25 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from regionrt.export.bundle import ExportOptions, Prepared, export_bundle
 from regionrt.export.compress.calibration import Photo
 from regionrt.export.errors import ExportError
 from regionrt.runtime import load
 from regionrt.train.checkpoint import Checkpoint
-from regionrt.train.data import DetectionData
-from regionrt.train.evaluate import evaluate
+from regionrt.train.tasks import Task
 from regionrt.train.torch_runner import torch_predictor
 
-_METRICS = ("AP", "mask_AP")
 Progress = Callable[[str, float], None]
 
 
 @dataclass(frozen=True)
 class Step:
-    """One try: layers in fp32, and the points lost on the validation split (the worse of box and mask AP)."""
+    """One try: layers in fp32, and the points lost on the validation split (the worst of the task's metrics)."""
 
     kept: tuple[str, ...]
     drop: float
@@ -45,7 +44,8 @@ def keep_until_it_holds(
     reference: Checkpoint,
     options: ExportOptions,
     photos: Sequence[Photo],
-    data: DetectionData,
+    task: Task,
+    data: Any,
     max_drop: float,
     progress: Progress = lambda text, done: None,
 ) -> tuple[ExportOptions, Prepared, list[Step]]:
@@ -58,7 +58,7 @@ def keep_until_it_holds(
     steps: list[Step] = []
     with tempfile.TemporaryDirectory() as scratch:
         with torch_predictor(reference, size=options.size) as predict:
-            wanted = _metrics(evaluate(predict, data).metrics)
+            wanted = _metrics(task, task.evaluate(predict, data).metrics)
         bundle = Path(scratch) / "bundle"
         kept: tuple[str, ...] = options.keep
         while True:
@@ -70,7 +70,7 @@ def keep_until_it_holds(
                     raise
                 raise UnreachableError(_unreachable(steps, max_drop), steps) from error
             with load(bundle) as predict:
-                found = _metrics(evaluate(predict, data).metrics)
+                found = _metrics(task, task.evaluate(predict, data).metrics)
             steps.append(Step(kept, max(100 * (wanted[name] - found[name]) for name in wanted)))
             progress(str(steps[-1]), len(steps) / (len(steps) + 3))
             if steps[-1].drop <= max_drop:
@@ -83,13 +83,14 @@ def keep_until_it_holds(
             kept = (*kept, left[0])
 
 
-def _metrics(found: dict[str, float]) -> dict[str, float]:
-    return {name: found[name] for name in _METRICS if name in found and not math.isnan(found[name])}
+def _metrics(task: Task, found: Mapping[str, float]) -> dict[str, float]:
+    return {name: found[name] for name in task.contract if name in found and not math.isnan(found[name])}
 
 
 def _unreachable(steps: Sequence[Step], max_drop: float) -> str:
     best = min(steps, key=lambda step: step.drop)
+    names = ", ".join(best.kept[:3]) + (", …" if len(best.kept) > 3 else "")
     return (
-        f"the validation split loses more than {max_drop:g} points with any choice of layers: the closest loses {best} "
-        f"({', '.join(best.kept[:3])}{', …' if len(best.kept) > 3 else ''}); allow a larger drop, or another precision"
+        f"the validation split loses over {max_drop:g} points with every choice of layers: the closest loses "
+        f"{best} ({names or 'none'}); allow a larger drop, or another precision"
     )

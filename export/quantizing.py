@@ -99,8 +99,8 @@ def quantization_of(
     """Calibrate the abstract `model` on photos and decide what stays in floating point.
 
     int8, fp8: layers more sensitive than `most_error`. fp16: what comes near the end of its range. bf16 reaches as far
-    as fp32: only that all values are finite is looked at. An infinite `most_error` spares measuring sensitivity: all are
-    0 then. Raises ExportError as `calibrate`, and where nothing would be left to compute in `precision`.
+    as fp32: only that all values are finite is looked at. An infinite `most_error` spares measuring
+    sensitivities: all are 0. Raises ExportError as `calibrate`, and where no layer would be left in `precision`.
     """
     layers = layer_names(model)
     found = calibrate(model, canvas, photos, method, lambda text, done: progress(f"calibrating on {text}", done / 2))

@@ -120,7 +120,7 @@ def run_on(
         shows_something = shows_something or bool((pixels != pixels[0, 0]).any())
         images, sizes, _ = canvas.place([pixels])
         feeds = {name: value for name, value in (("images", images), ("image_sizes", sizes)) if name in inputs}
-        values = dict(zip(wanted, session.run(wanted, feeds), strict=True))
+        values = dict(zip(wanted, session.run(wanted, feeds), strict=True)) if wanted else {}  # none would mean all
         yield photo.name, {**values, **{name: feeds[name] for name in names if name in feeds}}
     if not shows_something:
         raise ExportError(f"{len(photos)} images of one colour each: give photos of what the net is to see")

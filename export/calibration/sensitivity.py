@@ -28,7 +28,7 @@ def sensitivities(
     """By layer of the abstract `model`, the largest error of its stage's outputs when it alone is quantised.
 
     ‖y' − y‖ / ‖y − mean(y)‖ over the photos, the worst of the stage's outputs, with the layer in `dialect`; of outputs
-    that are no floats (classes of pixels) the share that changes.
+    that are no floats (classes of pixels) that of the values which they are computed from.
     """
     found: dict[str, float] = {}
     units = [unit for unit in split(model) if unit.op is None and quantizable(unit.model.graph)]
@@ -37,13 +37,29 @@ def sensitivities(
     total = sum(len(quantizable(unit.model.graph)) for unit in units)
     for unit in units:
         layers = [str(node.name) for node in quantizable(unit.model.graph)]
-        outputs = [str(value.name) for value in unit.model.graph.outputs]
+        outputs = _float_outputs(unit.model)
         exact = _outputs_of(unit.model, unit, feeds, outputs)
         for layer in layers:
             progress(layer, len(found) / total)
             changed, _ = insert_qdq(unit.model, ranges, dialect, [name for name in layers if name != layer])
             found[layer] = max(map(_error, _outputs_of(changed, unit, feeds, outputs), exact), default=0.0)
     return found
+
+
+def _float_outputs(model: ir.Model) -> list[str]:
+    """Names of the float outputs; one of another type is replaced by the float values that it comes from."""
+    graph = model.graph
+    reached = list(graph.outputs)
+    found: list[ir.Value] = []
+    for value in reached:
+        producer = value.producer()
+        if value.dtype == ir.DataType.FLOAT:
+            if value not in found and producer is not None:
+                found.append(value)
+        elif producer is not None:
+            reached += [v for v in producer.inputs if v is not None and not v.is_initializer() and v not in reached]
+    graph.outputs.extend(value for value in found if value not in graph.outputs)
+    return [str(value.name) for value in found]
 
 
 def _outputs_of(
@@ -56,8 +72,6 @@ def _outputs_of(
 
 
 def _error(found: Sequence[np.ndarray], exact: Sequence[np.ndarray]) -> float:
-    if not np.issubdtype(exact[0].dtype, np.floating):
-        return float(np.mean([np.mean(a != b) for a, b in zip(found, exact, strict=True) if b.size] or [0.0]))
     wanted = np.concatenate([array.reshape(-1) for array in exact]).astype(np.float64)
     differs = np.concatenate([array.reshape(-1) for array in found]) - wanted
     spread = float(np.linalg.norm(wanted - wanted.mean())) if wanted.size else 0.0

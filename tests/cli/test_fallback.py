@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import regionrt.cli.fallback as fallback
 from regionrt.bench.report import BenchOptions
 from regionrt.cli.deploy import DeployOptions, deploy
 from regionrt.cli.fallback import UnreachableError, keep_until_it_holds
@@ -18,6 +17,7 @@ from regionrt.export.compress.calibration import Photo
 from regionrt.runtime.bundle import Manifest
 from regionrt.train.checkpoint import read_checkpoint
 from regionrt.train.data import open_data
+from regionrt.train.tasks import TASKS
 
 OPTIONS = ExportOptions(precision="int8", ops=("staged",), most_error=10)
 
@@ -34,7 +34,7 @@ def photos_of(data: str) -> list[Photo]:
 def search(checkpoint: Path, data: str, max_drop: float):
     source = read_checkpoint(checkpoint)
     split = open_data(data, "test", source.labels)
-    return keep_until_it_holds(source, source, OPTIONS, photos_of(data), split, max_drop)
+    return keep_until_it_holds(source, source, OPTIONS, photos_of(data), TASKS["detection"], split, max_drop)
 
 
 def drops(monkeypatch, *points: float) -> None:
@@ -45,7 +45,8 @@ def drops(monkeypatch, *points: float) -> None:
         def __init__(self) -> None:
             self.metrics = {"AP": 0.6 - next(values) / 100, "mask_AP": float("nan")}
 
-    monkeypatch.setattr(fallback, "evaluate", lambda predict, data: Found())
+    made_up = replace(TASKS["detection"], evaluate=lambda predict, data, **_: Found())
+    monkeypatch.setitem(TASKS, "detection", made_up)
 
 
 def test_layers_go_back_in_the_order_of_their_sensitivity(checkpoint, data, monkeypatch):

@@ -23,6 +23,7 @@ from regionrt.export.passes.int8 import SYMMETRIC, U8S8, int8
 from regionrt.export.passes.qdq import Range, insert_qdq
 from regionrt.export.quantizing import quantizable_names, quantization_of
 from regionrt.runtime.bundle import Manifest
+from regionrt.train.models import build_model
 
 PHOTOS = [Photo(name, lambda p=pixels: p) for name, pixels in photos([(64, 96)] * 6, seed=3)]
 
@@ -268,3 +269,37 @@ def test_options_are_checked():
         ExportOptions(precision="int8", calibration="max")
     with pytest.raises(ExportError, match="above 0"):
         ExportOptions(precision="int8", most_error=0)
+
+
+def test_masks_and_dynamic_sizes_in_int8(dynamic, instant, tmp_path):
+    instant(of=dynamic)
+    options = replace(dynamic.options, precision="int8", most_error=10)
+    seen = [Photo(name, lambda p=pixels: p) for name, pixels in photos([(96, 128), (64, 96)] * 3, seed=4)]
+    export_bundle(dynamic.module, tmp_path / "bundle", options, labels=LABELS, photos=seen)
+    for backend, form in (("openvino", "staged"), ("onnxruntime", "staged"), ("onnxruntime", "native")):
+        with rt.load(tmp_path / "bundle", backend=backend, form=form) as predict, rt.load(dynamic.bundle) as exact:
+            wanted, found = (sum(len(p(photo.pixels()).scores) for photo in seen) for p in (exact, predict))
+            assert 0.5 * wanted <= found <= 2 * wanted
+
+
+@pytest.mark.parametrize("name", ["unet", "segnet"])
+def test_label_maps_in_int8_by_the_same_pass(name, tmp_path):
+    torch.manual_seed(0)
+    module = build_model(name, {"width": 8, "depth": 2, "size": [32, 48]}, ("sky", "road", "car"))
+    options = ExportOptions(precision="int8", most_error=10)
+    seen = [Photo(label, lambda p=pixels: p) for label, pixels in photos([(32, 48)] * 5, seed=4)]
+    export_bundle(module, tmp_path / "int8", options, labels=("sky", "road", "car"), photos=seen)
+    table = json.loads((tmp_path / "int8" / "precision.json").read_text())
+    assert table["shares"]["int8"]["flops"] > 0.8
+    assert table["layers"][0]["sensitivity"] > 0, "the share of pixels that change their class"
+    export_bundle(module, tmp_path / "fp32", labels=("sky", "road", "car"))
+    for artifact in Manifest.read(tmp_path / "int8").artifacts:
+        if artifact.backend == "tensorrt-rtx":
+            continue
+        with (
+            rt.load(tmp_path / "int8", backend=artifact.backend, form=artifact.form) as predict,
+            rt.load(tmp_path / "fp32") as exact,
+        ):
+            assert predict.about["precision"] == "int8"
+            same = [np.mean(predict(p.pixels()).labels == exact(p.pixels()).labels) for p in seen]
+            assert np.mean(same) > 0.85
