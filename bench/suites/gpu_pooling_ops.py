@@ -82,7 +82,7 @@ def _pyramid_pool(setting: OpSetting, dtype: torch.dtype, channels_last: bool) -
             level, rois[None], counts, out, scale=1 / STRIDE, bins=BINS, channels_last=channels_last
         )
 
-    def one_by_one(level: Tensor) -> Tensor:
+    def eager_op(level: Tensor) -> Tensor:
         return pyramid_pool_by_torch(level, rois[None], counts, 1 / STRIDE, list(BINS))
 
     def by_level(level: Tensor) -> Call:
@@ -95,12 +95,12 @@ def _pyramid_pool(setting: OpSetting, dtype: torch.dtype, channels_last: bool) -
         if channels_last:
             levels = found.split([b * b for b in BINS], 1)
             found = torch.cat([level.transpose(1, 2).flatten(1) for level in levels], 1)
-        return _same(found, one_by_one(plain[0].float())[0], "torch's adaptive_max_pool2d")
+        return _same(found, eager_op(plain[0].float())[0], "torchvision's roi_pool of exact windows")
 
     candidates: Candidates = {
         OURS: lambda: Candidate([ours(level, out) for level, out in zip(maps, outs, strict=True)]),
-        "torch adaptive_max_pool2d of each RoI and level": lambda: Candidate(
-            [lambda level=level: one_by_one(level) for level in plain], graph=False  # type: ignore[misc]
+        "the op in eager torch (roi_pool of exact windows)": lambda: Candidate(
+            [lambda level=level: eager_op(level) for level in plain], graph=False  # type: ignore[misc]
         ),
         "torchvision roi_pool of each level (other edges)": lambda: Candidate([by_level(level) for level in plain]),
     }  # fmt: skip

@@ -1,4 +1,4 @@
-"""Spatial pyramid pooling on a GPU: every kernel the reference's maxima exactly, and torch's adaptive pooling's."""
+"""Spatial pyramid pooling on a GPU: every kernel the reference's maxima exactly, and those of the eager op in torch."""
 
 from __future__ import annotations
 
