@@ -16,7 +16,7 @@ from torch import Tensor
 
 from regionrt.plugins.native import cuda as sources
 from regionrt.runtime.backends.cuda import open_cuda
-from regionrt.runtime.gpu import detections, masks, nms, proposals, roi_align
+from regionrt.runtime.gpu import detections, masks, max_unpool, nms, proposals, pyramid_pool, roi_align, roi_pool, warp
 from regionrt.runtime.gpu.arrays import GpuArray
 from regionrt.runtime.gpu.kernels import Kernels, Launch
 from regionrt.train.models.region import MAX_CANDIDATES
@@ -92,7 +92,7 @@ class TorchKernels:
     ) -> Prepared:
         """maps [N, C, H, W] each, with `channels_last` in that memory format; rois [N, P, 4]; out [N, P, C, h, w], or
         with `channels_last` [N, P, h, w, C]."""
-        levels = [array(level.permute(0, 2, 3, 1) if channels_last else level) for level in maps]
+        levels = [_map(level, channels_last) for level in maps]
         bins = (out.shape[2], out.shape[3]) if channels_last else (out.shape[3], out.shape[4])
         launches = roi_align.roi_align(
             self._kernels, levels, array(rois), array(counts), array(out),
@@ -183,6 +183,63 @@ class TorchKernels:
         launches = masks.mask_paste(self._kernels, array(roi_masks), array(boxes), array(out))
         return self._prepared(launches, roi_masks, boxes, out)
 
+    def roi_pool(
+        self, feature: Tensor, rois: Tensor, counts: Tensor, out: Tensor, *, scale: float, channels_last: bool = False
+    ) -> Prepared:
+        """feature [N, C, H, W], with `channels_last` in that memory format; rois [N, P, 4]; out [N, P, C, h, w], or
+        with `channels_last` [N, P, h, w, C]."""
+        bins = (out.shape[2], out.shape[3]) if channels_last else (out.shape[3], out.shape[4])
+        launches = roi_pool.roi_pool(
+            self._kernels, _map(feature, channels_last), array(rois), array(counts), array(out),
+            spatial_scale=scale, output_size=bins, channels_last=channels_last,
+        )  # fmt: skip
+        return self._prepared(launches, feature, rois, counts, out)
+
+    def pyramid_pool(
+        self,
+        feature: Tensor,
+        rois: Tensor,
+        counts: Tensor,
+        out: Tensor,
+        *,
+        scale: float,
+        bins: Sequence[int],
+        channels_last: bool = False,
+    ) -> Prepared:
+        """feature [N, C, H, W], with `channels_last` in that memory format; rois [N, P, 4]; out [N, P, C · Σb²], or
+        with `channels_last` [N, P, Σb², C]."""
+        launches = pyramid_pool.pyramid_pool(
+            self._kernels, _map(feature, channels_last), array(rois), array(counts), array(out),
+            spatial_scale=scale, bins=bins, channels_last=channels_last,
+        )  # fmt: skip
+        return self._prepared(launches, feature, rois, counts, out)
+
+    def warp(
+        self, images: Tensor, rois: Tensor, counts: Tensor, out: Tensor, *, context: int, channels_last: bool = False
+    ) -> Prepared:
+        """images [N, C, H, W], with `channels_last` in that memory format; rois [N, P, 4]; out [N, P, C, h, w], or
+        with `channels_last` [N, P, h, w, C]."""
+        size = (out.shape[2], out.shape[3]) if channels_last else (out.shape[3], out.shape[4])
+        launches = warp.warp(
+            self._kernels, _map(images, channels_last), array(rois), array(counts), array(out),
+            output_size=size, context=context, channels_last=channels_last,
+        )  # fmt: skip
+        return self._prepared(launches, images, rois, counts, out)
+
+    def max_pool(self, x: Tensor, values: Tensor, argmax: Tensor, *, kernel: int = 2, stride: int = 2) -> Prepared:
+        """x [N, C, H, W]; values [N, C, h, w] and argmax int32, likewise (the place in the window)."""
+        launches = max_unpool.max_pool(
+            self._kernels, array(x), array(values), array(argmax), kernel=kernel, stride=stride
+        )
+        return self._prepared(launches, x, values, argmax)
+
+    def max_unpool(self, x: Tensor, argmax: Tensor, out: Tensor, *, kernel: int = 2, stride: int = 2) -> Prepared:
+        """x [N, C, h, w], argmax int32, likewise; out [N, C, H, W]."""
+        launches = max_unpool.max_unpool(
+            self._kernels, array(x), array(argmax), array(out), kernel=kernel, stride=stride
+        )
+        return self._prepared(launches, x, argmax, out)
+
     def _prepared(self, launches: Sequence[Launch], *held: object) -> Prepared:
         return Prepared(launches, self._stream, held)
 
@@ -208,6 +265,11 @@ def array(tensor: Tensor) -> GpuArray:
     if not tensor.is_contiguous():
         raise ValueError(f"expected contiguous memory, found the strides {tensor.stride()} for {list(tensor.shape)}")
     return GpuArray(tensor.data_ptr(), tuple(tensor.shape), _TYPES[tensor.dtype])
+
+
+def _map(value: Tensor, channels_last: bool) -> GpuArray:
+    """A map [N, C, H, W] as it lies in memory."""
+    return array(value.permute(0, 2, 3, 1) if channels_last else value)
 
 
 def _aligned(workspace: Tensor) -> int:

@@ -223,6 +223,7 @@ def _task_of(module: nn.Module) -> Task:
     try:
         task = task_of(module)
     except ModelError as error:
+        check_supported(module)  # says what it is instead
         raise ExportError(str(error)) from error
     (check_dense if task.name in DENSE_TASKS else check_supported)(module)
     return task

@@ -91,7 +91,7 @@ def _listen(
                 f"the build took longer than {timeout_s:g} s and was stopped{_quote(told)}; give it more time "
                 "(--timeout) or a lower --optimization-level"
             ) from None
-        if line is None:
+        if line is None or not line.endswith(b"\n"):  # it ended, maybe in the middle of an answer
             raise BackendError(_obituary(child, told, errors))
         answer = json.loads(line)
         if "done" in answer:

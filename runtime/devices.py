@@ -107,6 +107,10 @@ def _ask(name: str) -> dict[str, Any]:
 
 def _onnxruntime(library: Any) -> dict[str, Any]:
     providers = [name for name in library.get_available_providers() if not name.startswith("Azure")]  # a remote service
+    no_driver = why_no_driver()
+    if no_driver is not None:  # the library names what it was built with
+        nvidias = ("CUDA", "Tensorrt", "NvTensorRTRTX")
+        providers = [f"{name} ({no_driver})" if name.startswith(nvidias) else name for name in providers]
     return {"devices": providers, "why_not": None if providers else "it has no execution provider"}
 
 

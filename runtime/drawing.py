@@ -21,6 +21,7 @@ Rectangle = tuple[int, int, int, int]
 
 MASK_OPACITY = 0.45
 MAP_OPACITY = 0.55
+BACKGROUNDS = ("__background__", "background")
 SMALLEST_TEXT_PX = 11
 _TEXT_PER_SIDE = 0.028  # of the shorter side of the photo
 
@@ -52,6 +53,7 @@ def draw_detections(image: np.ndarray, found: Detections) -> np.ndarray:
 def draw_map(image: np.ndarray, found: SemanticMap) -> np.ndarray:
     """RGB uint8 [H, W, 3] -> a new picture of the same size with the classes laid over it, and a legend of those there.
 
+    A class that is called background stays as it is in the photo.
     Raises ImageError if `image` is no RGB photo, ValueError if it is not the photo that `found` belongs to.
     """
     check_rgb(image)
@@ -59,8 +61,11 @@ def draw_map(image: np.ndarray, found: SemanticMap) -> np.ndarray:
         raise ValueError(f"the label map belongs to a photo of {found.image_size}, this one is {image.shape[:2]}")
     colours = np.array([label_colour(label) for label in range(256)], np.float32)
     pixels = np.rint(image * (1 - MAP_OPACITY) + colours[found.labels] * MAP_OPACITY).astype(np.uint8)
+    behind = [label for label, name in enumerate(found.names) if name in BACKGROUNDS]
+    shown = np.isin(found.labels, behind)
+    pixels[shown] = image[shown]
     picture = Image.fromarray(pixels)
-    _legend(picture, list(found.shares().items()), found.names)
+    _legend(picture, [item for item in found.shares().items() if item[0] not in BACKGROUNDS], found.names)
     return np.array(picture)
 
 
@@ -80,7 +85,7 @@ def _legend(picture: Image.Image, shares: list[tuple[str, float]], names: tuple[
     font, pad = _font(text_px), max(1, text_px // 6)
     texts = [(name, f"{name} {share:.0%}" if share >= 0.005 else f"{name} <1%") for name, share in shares]
     boxes = [[round(v) for v in draw.textbbox((0, 0), text, font=font)] for _, text in texts]
-    height = max(bottom - top for _, top, _, bottom in boxes) + 2 * pad
+    height = max((bottom - top for _, top, _, bottom in boxes), default=0) + 2 * pad
     column, x, y = 0, 0, picture.height - height
     for (name, text), (left, top, right, _) in zip(texts, boxes, strict=True):
         width = right - left + 2 * pad

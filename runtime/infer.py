@@ -89,6 +89,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--backend", default="auto", metavar="NAME", help="auto: the first that runs here")
     parser.add_argument(
+        "--provider",
+        choices=("cpu", "cuda", "tensorrt", "auto"),
+        help="what ONNX Runtime computes with; only its artefacts are taken then; default: the CPU",
+    )
+    parser.add_argument(
         "--score",
         type=float,
         metavar="S",
@@ -126,9 +131,12 @@ def _run(options: argparse.Namespace) -> int:
     writer = _writer(options, output_names(paths))
     progress = _Progress(len(paths), sys.stderr)
     started, objects, done = time.perf_counter(), 0, 0
-    with load(options.bundle, options.backend, options.score, options.threads) as predict:
+    with load(options.bundle, options.backend, options.score, options.threads, provider=options.provider) as predict:
         about = predict.about
-        _say(f"{options.bundle}: {about['backend']} {about['form']} {about['precision']}, {about['threads']} threads")
+        on = f", provider {about['provider']}" if options.provider else ""
+        _say(
+            f"{options.bundle}: {about['backend']} {about['form']} {about['precision']}, {about['threads']} threads{on}"
+        )
         for name, image, found in predict.stream_images(paths, report):
             objects += writer.write(name, image, found)
             done += 1

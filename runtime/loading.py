@@ -29,6 +29,7 @@ def load(
     *,
     form: str | None = None,
     precision: str | None = None,
+    provider: str | None = None,
     allow_host_code: bool = False,
 ) -> Predictor:
     """Opens a bundle for inference.
@@ -42,6 +43,9 @@ def load(
         threads: CPU threads; None takes one per usable physical core.
         form, precision: only artefacts of this form ("staged", "native", "portable") or precision ("fp32", "fp16",
             "bf16", "int8").
+        provider: what ONNX Runtime computes with, "cpu", "cuda", "tensorrt" or "auto" (CUDA where it has that and there
+            is a driver, else the CPU); only artefacts for ONNX Runtime are taken then. None: the CPU. Another one than
+            that is never taken; `predict.about["provider"]` says which it is.
         allow_host_code: also engines that bring code for the host, which runs with the rights of this process.
 
     Raises:
@@ -56,14 +60,14 @@ def load(
         )
     measured = in_measured_order(manifest)
     ordered = _without_compiled_ops_last(manifest.artifacts) if measured is None else measured
-    wanted = [artifact for artifact in ordered if _wanted(artifact, backend, form, precision)]
+    wanted = [artifact for artifact in ordered if _wanted(artifact, backend, form, precision, provider)]
     skipped: list[dict[str, Any]] = []
     for place, artifact in enumerate(wanted):
         why = manifest.preflight(artifact, allow_host_code=allow_host_code)
         if why is None:
             try:
                 _verify(manifest, artifact)
-                runner = runner_for(manifest, artifact, threads, allow_host_code)
+                runner = runner_for(manifest, artifact, threads, allow_host_code, provider)
             except BackendError as error:
                 why = str(error)
                 if backend == "auto":
@@ -76,7 +80,7 @@ def load(
                 about = {"order": "the bundle's" if measured is None else "autotune's", "skipped": skipped + later}
                 return _predictor(manifest, artifact, runner, score_threshold, about)
         skipped.append(_left_out(artifact, why))
-    raise BackendError(_nothing_runs(manifest, backend, form, precision, skipped))
+    raise BackendError(_nothing_runs(manifest, (backend, form, precision, provider), skipped))
 
 
 def _without_compiled_ops_last(artifacts: tuple[Artifact, ...]) -> tuple[Artifact, ...]:
@@ -90,7 +94,9 @@ def _left_out(artifact: Artifact, why: str) -> dict[str, Any]:
     return {"backend": artifact.backend, "form": artifact.form, "precision": artifact.precision, "why": why}
 
 
-def _wanted(artifact: Artifact, backend: str, form: str | None, precision: str | None) -> bool:
+def _wanted(artifact: Artifact, backend: str, form: str | None, precision: str | None, provider: str | None) -> bool:
+    if provider is not None and artifact.backend != "onnxruntime":
+        return False
     asked = {"backend": None if backend == "auto" else backend, "form": form, "precision": precision}
     return all(value is None or getattr(artifact, name) == value for name, value in asked.items())
 
@@ -106,30 +112,46 @@ def _verify(manifest: Manifest, artifact: Artifact) -> None:
 
 
 def runner_for(
-    manifest: Manifest, artifact: Artifact, threads: int | None = None, allow_host_code: bool = False
+    manifest: Manifest,
+    artifact: Artifact,
+    threads: int | None = None,
+    allow_host_code: bool = False,
+    provider: str | None = None,
 ) -> Runner:
     """What executes `artifact`. A new backend adds its branch here, and its answer to `Manifest.preflight`.
+
+    provider: ONNX Runtime's, as of `load`.
 
     Raises BackendError (the engine refuses it) or BundleError (the artefact is not described as it should be).
     """
     if artifact.backend == "onnxruntime" and artifact.form != "staged":
         from .backends.onnxruntime import OnnxRuntimeRunner
 
-        return OnnxRuntimeRunner(manifest.path(artifact.files[0]), threads=threads)
+        _check_provider(artifact, provider)
+        return OnnxRuntimeRunner(manifest.path(artifact.files[0]), threads=threads, provider=provider or "cpu")
     if artifact.backend in LIBRARIES:
         return _engine_runner(manifest, artifact, allow_host_code)
     if artifact.form == "staged":
         from .backends.staged import StagedRunner
 
-        return StagedRunner(manifest, artifact, _stage_engine(artifact, threads))
+        return StagedRunner(manifest, artifact, _stage_engine(artifact, threads, provider))
     raise BackendError(f"this version of regionrt does not execute the backend {artifact.backend!r}")
 
 
-def _stage_engine(artifact: Artifact, threads: int | None) -> StageEngine:
+def _check_provider(artifact: Artifact, provider: str | None) -> None:
+    if provider == "tensorrt" and artifact.precision != "fp32":
+        raise BackendError(
+            f"{artifact}: in ONNX Runtime's TensorRT provider the precision is a flag, not the file's: take provider "
+            "cuda, or build an engine (regionrt build --target tensorrt)"
+        )
+
+
+def _stage_engine(artifact: Artifact, threads: int | None, provider: str | None) -> StageEngine:
     if artifact.backend == "onnxruntime" and artifact.precision in ("fp32", "int8"):
         from .backends.onnxruntime import OnnxRuntimeStages
 
-        return OnnxRuntimeStages(threads)
+        _check_provider(artifact, provider)
+        return OnnxRuntimeStages(threads, provider or "cpu")
     if artifact.backend == "openvino":
         from .backends.openvino import OpenVinoStages
 
@@ -192,10 +214,8 @@ def _predictor(
     )
 
 
-def _nothing_runs(
-    manifest: Manifest, backend: str, form: str | None, precision: str | None, skipped: list[dict[str, Any]]
-) -> str:
-    asked = ", ".join(f"{value}" for value in (backend, form, precision) if value is not None)
+def _nothing_runs(manifest: Manifest, wishes: tuple[str | None, ...], skipped: list[dict[str, Any]]) -> str:
+    asked = ", ".join(value for value in wishes if value is not None)
     if not skipped:
         held = ", ".join(str(artifact) for artifact in manifest.artifacts) or "nothing"
         return f"{manifest.folder}: asked for {asked}, the bundle holds {held}"

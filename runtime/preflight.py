@@ -24,7 +24,7 @@ RUNNABLE = {"onnxruntime": ("native", "portable", "staged"), "openvino": ("stage
 LIBRARIES = {"tensorrt-rtx": ("tensorrt_rtx",), "tensorrt": ("tensorrt", "tensorrt_lean")}
 """Modules that execute an engine of this flavour, first choice first."""
 _GET = {
-    "tensorrt-rtx": "pip install 'regionrt[rtx]' cuda-python",
+    "tensorrt-rtx": "pip install 'regionrt[rtx]'",
     "tensorrt": "pip install 'regionrt[tensorrt]'",
 }
 

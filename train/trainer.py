@@ -94,7 +94,6 @@ def train(
     if start is not None:
         load_weights(module, start.state_dict, str(options.start))
     held = frozen_modules(module, options.freeze)
-    report({"groups": [group.row() for group in groups_of(module, options)]})
     if options.balance:
         weights = torch.from_numpy(median_frequency_weights(training_data))
         module.register_buffer("class_weights", weights, persistent=False)
@@ -105,6 +104,7 @@ def train(
     # With DDP this function runs in every process; the first one is there before Lightning starts the others.
     leading = rank_zero_only.rank == 0
     resuming = folder.open(asked, options.resume) if leading else options.resume and folder.state.exists()
+    report({"groups": [group.row() for group in groups_of(module, options)]})
     keep = _EpochEnd(folder, Checkpoint(model, full, labels, {}), task, validation, options, report)
     with _quiet():
         trainer = pl.Trainer(

@@ -3,7 +3,8 @@
 A smoke test of what the figures are about, on fresh random inputs, outputs full of rubbish beforehand:
 RoIAlign in fp32, fp16 and bf16, both layouts, channels that fill vectors and that do not, fewer RoIs than room;
 NMS with one class, many, padding and ties, exactly; proposals and detections in fp32 and fp16, with images of which
-one has no RoIs; pasted masks. Every corner of every op is for the tests to show.
+one has no RoIs; pasted masks; the other poolings, warping and unpooling. Every corner of every op is for the tests to
+show.
 """
 
 from __future__ import annotations
@@ -25,12 +26,11 @@ from regionrt.plugins.nms import reference as nms_reference
 from regionrt.plugins.proposals import reference as proposals_reference
 from regionrt.plugins.roi_align import reference as roi_align_reference
 
+from .gpu_compare import LIMITS, REFERENCE, TORCHVISION, equal, layout_of, name_of, relative, tensors, wide
 from .gpu_inputs import clustered_boxes, scattered_boxes
+from .gpu_pooling_checks import check_max_unpool, check_pyramid_pool, check_roi_pool, check_warp
 from .gpu_schema import Check
 
-REFERENCE, TORCHVISION = "reference.py", "torchvision"
-ROI_ALIGN_LIMITS = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
-"""Of the largest value; half of the last bit of a value is 2⁻¹² of it in fp16, 2⁻⁹ in bf16."""
 TORCHVISION_LIMIT = 1e-4
 """torchvision works its geometry out in fp32, ours in fp64: on a large canvas samples move by 1e-5 of a cell."""
 SIZE = (128, 160)
@@ -58,7 +58,7 @@ def check_roi_align(kernels: TorchKernels, device: str, rng: np.random.Generator
     rois[0, 0] = (-40, -30, 10, 20)  # reaches out of the image
     for channels, bins, ratio in ((16, 7, 2), (5, 14, 2), (8, 3, 0)):
         shapes = [(SIZE[0] // s, SIZE[1] // s) for s in STRIDES]
-        for dtype, limit in ROI_ALIGN_LIMITS.items():
+        for dtype, limit in LIMITS.items():
             maps = [torch.randn(images, channels, *shape, device=device).to(dtype) for shape in shapes]
             expected = roi_align_reference.roi_align(
                 [m.double().cpu().numpy() for m in maps], rois, counts,
@@ -66,8 +66,8 @@ def check_roi_align(kernels: TorchKernels, device: str, rng: np.random.Generator
             )  # fmt: skip
             for last in (True, False):
                 found = _roi_align(kernels, maps, rois, counts, bins, ratio, last)
-                case = f"{channels} channels, {bins}×{bins}, ratio {ratio}, {_name(dtype)}, {_layout(last)}"
-                yield _relative("roi_align", case, REFERENCE, found, expected, limit)
+                case = f"{channels} channels, {bins}×{bins}, ratio {ratio}, {name_of(dtype)}, {layout_of(last)}"
+                yield relative("roi_align", case, REFERENCE, found, expected, limit)
     shapes = [(800 // s, 1088 // s) for s in STRIDES]
     maps = [torch.randn(1, 64, *shape, device=device) for shape in shapes]
     boxes = scattered_boxes(rng, 200, (800, 1088))
@@ -76,8 +76,8 @@ def check_roi_align(kernels: TorchKernels, device: str, rng: np.random.Generator
     theirs = pool(named, [torch.from_numpy(boxes).to(device)], [(800, 1088)]).double().cpu().numpy()
     for last in (True, False):
         found = _roi_align(kernels, maps, boxes[None], np.array([200], np.int32), 7, 2, last)
-        case = f"200×64×7×7 on 800×1088, fp32, {_layout(last)}"
-        yield _relative("roi_align", case, TORCHVISION, found, theirs[None], TORCHVISION_LIMIT)
+        case = f"200×64×7×7 on 800×1088, fp32, {layout_of(last)}"
+        yield relative("roi_align", case, TORCHVISION, found, theirs[None], TORCHVISION_LIMIT)
 
 
 def _roi_align(
@@ -89,7 +89,7 @@ def _roi_align(
     layout = torch.channels_last if last else torch.contiguous_format
     shape = (bins, bins, channels) if last else (channels, bins, bins)
     out = torch.full((*rois.shape[:2], *shape), float("nan"), dtype=maps[0].dtype, device=device)
-    boxes, numbers = _tensors(device, rois, counts)
+    boxes, numbers = tensors(device, rois, counts)
     kernels.roi_align(
         [m.contiguous(memory_format=layout) for m in maps], boxes, numbers, out,
         scales=SCALES, sampling_ratio=ratio, channels_last=last,
@@ -106,20 +106,20 @@ def check_nms(kernels: TorchKernels, device: str, rng: np.random.Generator) -> I
             boxes[0, 20:25] = boxes[0, 10:15]  # the same box again
         expected = nms_reference.nms(boxes, labels, iou_threshold=0.5)
         found = _nms(kernels, device, boxes, labels, classes)
-        yield _equal("nms", f"2×{count} boxes of {classes} classes", REFERENCE, found, expected, "boxes that differ")
+        yield equal("nms", f"2×{count} boxes of {classes} classes", REFERENCE, found, expected, "boxes that differ")
     boxes, scores, labels = clustered_boxes(rng, 1000, (800, 1344), 91)
     found = _nms(kernels, device, boxes[None], labels[None], 91)[0]
-    box, score, label = _tensors(torch.device(device), boxes, scores, labels)
+    box, score, label = tensors(torch.device(device), boxes, scores, labels)
     theirs = np.zeros(len(boxes), np.uint8)
     for index in label.unique():
         rows = (label == index).nonzero()[:, 0]
         theirs[rows[torchvision_nms(box[rows], score[rows], 0.5)].cpu().numpy()] = 1
-    yield _equal("nms", "1000 boxes of 91 classes", TORCHVISION, found, theirs, "boxes that differ")
+    yield equal("nms", "1000 boxes of 91 classes", TORCHVISION, found, theirs, "boxes that differ")
 
 
 def _nms(kernels: TorchKernels, device: str, boxes: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
     keep = torch.full(labels.shape, 7, dtype=torch.uint8, device=device)
-    box, label = _tensors(keep.device, boxes, labels)
+    box, label = tensors(keep.device, boxes, labels)
     kernels.nms(box, label, keep, num_classes=classes, iou_threshold=0.5)()
     return keep.cpu().numpy()
 
@@ -136,16 +136,16 @@ def check_proposals(kernels: TorchKernels, device: str, rng: np.random.Generator
         out = proposal_buffers(images, post_nms, device)
         for value in out:
             value.fill_(-7)
-        (size,), boxes = _tensors(torch.device(device), sizes), _tensors(torch.device(device), *anchors)
+        (size,), boxes = tensors(torch.device(device), sizes), tensors(torch.device(device), *anchors)
         kernels.proposals(logits, deltas, boxes, size, out, pre_nms=pre_nms, iou_threshold=0.7)()
         expected = proposals_reference.proposals(
-            [_float(value) for value in logits], [_float(value) for value in deltas], anchors, sizes,
+            [wide(value) for value in logits], [wide(value) for value in deltas], anchors, sizes,
             pre_nms=pre_nms, post_nms=post_nms, iou_threshold=0.7,
         )  # fmt: skip
-        case = f"{images} images, {sum(numbers)} anchors, {_name(dtype)}"
+        case = f"{images} images, {sum(numbers)} anchors, {name_of(dtype)}"
         for what, found, reference in zip(("rois", "scores", "counts"), out, expected, strict=True):
             unit = f"{what} that differ"
-            yield _equal("proposals", case, REFERENCE, found.cpu().numpy(), reference, unit)
+            yield equal("proposals", case, REFERENCE, found.cpu().numpy(), reference, unit)
 
 
 def check_detections(kernels: TorchKernels, device: str, rng: np.random.Generator) -> Iterator[Check]:
@@ -158,23 +158,23 @@ def check_detections(kernels: TorchKernels, device: str, rng: np.random.Generato
         out = detection_buffers(images, limit, device)
         for value in out:
             value.fill_(-7)
-        boxes, numbers, size = _tensors(torch.device(device), rois, counts, sizes)
+        boxes, numbers, size = tensors(torch.device(device), rois, counts, sizes)
         kernels.detections(
             logits, deltas, boxes, numbers, size, out,
             score_threshold=0.2, iou_threshold=0.5, candidates=300,
         )()  # fmt: skip
         expected = detections_reference.detections(
-            _float(logits), _float(deltas), rois, counts, sizes,
+            wide(logits), wide(deltas), rois, counts, sizes,
             score_threshold=0.2, iou_threshold=0.5, max_detections=limit, candidates=300,
         )  # fmt: skip
-        case = f"{images} images, {rows} RoIs × {classes} classes, {_name(dtype)}"
+        case = f"{images} images, {rows} RoIs × {classes} classes, {name_of(dtype)}"
         for what in ("num_detections", "labels", "roi_index", "overflow"):
             found, reference = getattr(out, what).cpu().numpy(), getattr(expected, what)
-            yield _equal("detections", case, REFERENCE, found, reference, f"{what} that differ")
+            yield equal("detections", case, REFERENCE, found, reference, f"{what} that differ")
         # The sum behind a softmax is taken in another order than the reference's.
         for what, limit_of in (("boxes", 1e-6), ("scores", 1e-6)):
             found, reference = getattr(out, what).double().cpu().numpy(), getattr(expected, what)
-            yield _relative("detections", f"{what}, {case}", REFERENCE, found, reference, limit_of)
+            yield relative("detections", f"{what}, {case}", REFERENCE, found, reference, limit_of)
 
 
 def check_mask_paste(kernels: TorchKernels, device: str, rng: np.random.Generator) -> Iterator[Check]:
@@ -182,7 +182,7 @@ def check_mask_paste(kernels: TorchKernels, device: str, rng: np.random.Generato
         boxes = scattered_boxes(rng, count, size, 6)
         boxes[0] += (-9, -7, 4, 3)  # reaches out of the photo
         masks = rng.random((count, side, side), dtype=np.float32)
-        mask, box = _tensors(torch.device(device), masks, boxes)
+        mask, box = tensors(torch.device(device), masks, boxes)
         out = torch.full((count, *size), 7, dtype=torch.uint8, device=device)
         kernels.mask_paste(mask, box, out)()
         if against == REFERENCE:
@@ -194,40 +194,13 @@ def check_mask_paste(kernels: TorchKernels, device: str, rng: np.random.Generato
         found = out.cpu().numpy()
         case = f"{count} masks, {size[0]}×{size[1]}"
         if against == REFERENCE:
-            yield _equal("mask_paste", case, against, found, expected, "pixels that differ")
+            yield equal("mask_paste", case, against, found, expected, "pixels that differ")
         else:  # theirs may fuse multiplications with additions; masks of noise cross the threshold everywhere
             share = float((found != expected).mean())
             yield Check("mask_paste", case, against, share, 1e-4, "of the pixels differ", share <= 1e-4)
 
 
-CHECKS = (check_roi_align, check_nms, check_proposals, check_detections, check_mask_paste)
-
-
-def _relative(op: str, case: str, against: str, found: np.ndarray, expected: np.ndarray, limit: float) -> Check:
-    """Largest difference over the largest expected value; NaN never passes."""
-    error = float(np.abs(found - expected).max() / max(float(np.abs(expected).max()), 1e-30))
-    return Check(op, case, against, error, limit, "of the largest value", error <= limit)
-
-
-def _equal(op: str, case: str, against: str, found: np.ndarray, expected: np.ndarray, unit: str) -> Check:
-    different = int((found != expected).sum())
-    why = ""
-    if different and np.issubdtype(found.dtype, np.floating):
-        why = f"largest difference {np.abs(found - expected).max():.3g}"
-    return Check(op, case, against, float(different), 0.0, unit, different == 0, why)
-
-
-def _tensors(device: torch.device, *arrays: np.ndarray) -> list[Tensor]:
-    return [torch.from_numpy(np.ascontiguousarray(array)).to(device) for array in arrays]
-
-
-def _float(value: Tensor) -> np.ndarray:
-    return value.float().cpu().numpy()
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
-def _layout(channels_last: bool) -> str:
-    return "channels last" if channels_last else "channels first"
+CHECKS = (
+    check_roi_align, check_nms, check_proposals, check_detections, check_mask_paste, check_roi_pool, check_pyramid_pool,
+    check_warp, check_max_unpool,
+)  # fmt: skip

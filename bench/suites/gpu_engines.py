@@ -1,5 +1,4 @@
-"""Engine libraries on the GPU's machine: which can be imported, and what an engine of the detector takes where one can
-be built. Building needs ONNX files, and those need onnx: where it is missing the row says so."""
+"""Engine libraries on the GPU's machine: which can be imported, and why none of them is measured by this command."""
 
 from __future__ import annotations
 

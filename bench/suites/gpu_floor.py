@@ -7,7 +7,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from regionrt.plugins.pyramid_pool import reference as pyramid_pool
 from regionrt.plugins.roi_align.reference import level_thresholds
+from regionrt.plugins.roi_pool import reference as roi_pool
+from regionrt.plugins.warp import reference as warp
 
 
 def floor_us(moved_bytes: float, bytes_per_second: float) -> float:
@@ -58,3 +61,64 @@ def _cells(low: np.ndarray, high: np.ndarray, size: int, bins: int, ratio: int) 
     cells = np.stack([lower, lower + (position > lower)], -1)
     cells[outside] = -1
     return cells.reshape(len(low), 2 * bins * ratio)
+
+
+def roi_pool_bytes(
+    rois: np.ndarray, side: tuple[int, int], scale: float, bins: int, channels: int, bytes_of_value: int
+) -> int:
+    """Of one image: the cells of all RoIs' bins, the output, and the RoIs (float32 [P, 4], in canvas px)."""
+    windows = [
+        [
+            (roi_pool.bin_of(low, high, 0, bins, cells)[0], roi_pool.bin_of(low, high, bins - 1, bins, cells)[1])
+            for low, high, cells in (
+                (*(roi_pool.cell_at(v, scale) for v in (roi[1], roi[3])), side[0]),
+                (*(roi_pool.cell_at(v, scale) for v in (roi[0], roi[2])), side[1]),
+            )
+        ]
+        for roi in rois
+    ]
+    return _window_bytes(windows, side, len(rois) * bins * bins, channels, bytes_of_value) + rois.nbytes
+
+
+def pyramid_pool_bytes(
+    rois: np.ndarray, side: tuple[int, int], scale: float, bins: Sequence[int], channels: int, bytes_of_value: int
+) -> int:
+    """Of one image, as `roi_pool_bytes`; a RoI's window is read once for all levels."""
+    windows = [
+        [
+            pyramid_pool.window(roi[1], roi[3], scale, side[0]),
+            pyramid_pool.window(roi[0], roi[2], scale, side[1]),
+        ]
+        for roi in rois
+    ]
+    return _window_bytes(windows, side, len(rois) * sum(b * b for b in bins), channels, bytes_of_value) + rois.nbytes
+
+
+def warp_bytes(
+    rois: np.ndarray, side: tuple[int, int], crop: int, context: int, channels: int, bytes_of_value: int
+) -> int:
+    """Of one image: the pixels that any sample lies between, the output, and the RoIs."""
+    touched = np.zeros(side, bool)
+    for left, top, right, bottom in rois.astype(np.float64):
+        rows = _between(top, bottom, crop, context, side[0])
+        columns = _between(left, right, crop, context, side[1])
+        touched[np.ix_(rows, columns)] = True
+    values = int(touched.sum()) + len(rois) * crop * crop
+    return values * channels * bytes_of_value + rois.nbytes
+
+
+def _between(low: float, high: float, crop: int, context: int, side: int) -> np.ndarray:
+    """The pixels with weight, of all samples along one axis."""
+    at = np.array([warp.position(low, high, index, crop, context) for index in range(crop)])
+    at = np.clip(at[(at >= 0) & (at <= side)] - 0.5, 0, side - 1)
+    first = at.astype(np.int64)
+    return np.unique(np.concatenate([first, first + (at > first)]))
+
+
+def _window_bytes(
+    windows: Sequence[Sequence[tuple[int, int]]], side: tuple[int, int], outputs: int, channels: int, width: int
+) -> int:
+    touched = np.zeros(side, bool)
+    for (top, bottom), (left, right) in windows:
+        touched[top:bottom, left:right] = True
+    return (int(touched.sum()) + outputs) * channels * width

@@ -8,8 +8,7 @@ be. Ours never wait and stand in a CUDA graph. Outputs are poisoned before the a
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -20,61 +19,19 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import MultiScaleRoIAlign, batched_nms, nms
 from torchvision.ops import roi_align as torchvision_roi_align
 
-from regionrt.bench.torch_kernels import TorchKernels, detection_buffers, proposal_buffers
+from regionrt.bench.torch_kernels import detection_buffers, proposal_buffers
 from regionrt.plugins.roi_align.reference import level_thresholds
 
-from .gpu_clock import AGAIN, Call, Candidate, Clock, copies_beyond_cache
-from .gpu_floor import floor_us, roi_align_bytes
+from .gpu_case import OURS, OpCase, OpSetting, error_of, named, rows_of, told
+from .gpu_clock import Call, Candidate, Clock
+from .gpu_floor import roi_align_bytes
 from .gpu_inputs import clustered_boxes, scattered_boxes
+from .gpu_pooling_ops import max_pool_cases, pyramid_pool_cases, roi_pool_cases, warp_cases
 from .gpu_schema import OpRow
 
 STRIDES = (4, 8, 16, 32)
 SCALES = tuple(1 / stride for stride in STRIDES)
-CHANNELS, CLASSES = 256, 91
-OURS = "ours"
-
-
-@dataclass(frozen=True)
-class OpCase:
-    """One op on one set of inputs. Candidates are made when they are timed; the first is ours.
-
-    moved_bytes: the floor's. copies: of the inputs, which together exceed the L2 cache where `beyond_cache`.
-    agreement: how far ours is from torchvision's, in words.
-    """
-
-    name: str
-    moved_bytes: int
-    copies: int
-    beyond_cache: bool
-    candidates: Mapping[str, Callable[[], Candidate]]
-    agreement: Callable[[], str]
-
-
-@dataclass(frozen=True)
-class OpSetting:
-    """Where the cases run, and how large they are: tests take small ones on a CPU."""
-
-    kernels: TorchKernels
-    device: str = "cuda"
-    cache_bytes: int = 64 << 20
-    sizes: Sequence[tuple[int, int]] = ((800, 1344), (800, 1088))
-    rois: int = 1000
-    channels: int = CHANNELS
-    dtypes: Sequence[torch.dtype] = (torch.float16, torch.float32, torch.bfloat16)
-    pre_nms: Sequence[int] = (1000, 2000)
-    masks: int = 100
-    rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(0))
-
-    def tensor(self, array: np.ndarray) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(array)).to(self.device)
-
-    def normal(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        return torch.randn(shape, device=self.device).to(dtype)
-
-    def copies(self, bytes_of_one: int) -> tuple[int, bool]:
-        """How many copies of inputs, and whether they exceed the cache."""
-        copies = copies_beyond_cache(bytes_of_one, self.cache_bytes)
-        return copies, copies * bytes_of_one > self.cache_bytes
+CLASSES = 91
 
 
 def run_ops(
@@ -94,51 +51,6 @@ def run_ops(
                 continue
             tell(case.name)
             yield from rows_of(case, clock, seconds, bytes_per_second)
-
-
-def rows_of(case: OpCase, clock: Clock, seconds: float, bytes_per_second: float) -> list[OpRow]:
-    """A case measured. A candidate that fails has a row with the reason and does not stop the others."""
-    ready, failed = {}, {}
-    for name, make in case.candidates.items():
-        try:
-            ready[name] = clock.prepare(make())
-        except Exception as error:
-            failed[name] = told(error)
-    try:
-        timings = clock.measure(ready, seconds) if ready else {}
-    except Exception as error:
-        timings, failed = {}, failed | dict.fromkeys(ready, told(error))
-    try:
-        agreement = case.agreement() if OURS not in failed else ""
-    except Exception as error:
-        agreement = f"not compared: {told(error)}"
-    floor = floor_us(case.moved_bytes, bytes_per_second)
-    ours = timings.get(OURS)
-    rows = []
-    for name in case.candidates:
-        mine = name.startswith(OURS)
-        if name in failed:
-            rows.append(OpRow(case.name, name, mine, failed=failed[name]))
-            continue
-        timing, again = timings[name], timings.get(name + AGAIN)
-        rows.append(
-            OpRow(
-                case=case.name, name=name, ours=mine, median_us=timing.median_us, low_us=timing.low_us,
-                high_us=timing.high_us, samples=timing.samples, how=timing.how, floor_us=floor,
-                over_floor=timing.median_us / floor, times=timing.median_us / ours.median_us if ours else None,
-                noise_us=abs(again.median_us - timing.median_us) if again else None,
-                agreement=agreement if name == OURS else "", input_copies=case.copies, beyond_cache=case.beyond_cache,
-            )
-        )  # fmt: skip
-    return rows
-
-
-def told(error: BaseException) -> str:
-    """An error in one line, without folders."""
-    from regionrt.bench.environment import without_folders
-
-    lines = str(error).strip().splitlines()
-    return without_folders(f"{type(error).__name__}: {lines[0] if lines else ''}")[:300]
 
 
 def roi_align_cases(setting: OpSetting) -> list[OpCase]:
@@ -210,9 +122,9 @@ def _roi_align(
         found = (outs[0][0].permute(0, 3, 1, 2) if channels_last else outs[0][0]).float()
         # In fp32 with fp32 boxes: half boxes move by half a pixel, and then both are right about different RoIs.
         wide = OrderedDict((str(i), level.float()) for i, level in enumerate(plain[0]))
-        return _error(found, MultiScaleRoIAlign(["0", "1", "2", "3"], bins, 2)(wide, [rois], [size]))
+        return error_of(found, MultiScaleRoIAlign(["0", "1", "2", "3"], bins, 2)(wide, [rois], [size]))
 
-    name = f"RoIAlign {count}×{channels}×{bins}×{bins}, 4 levels of {size[0]}×{size[1]}, {_named(dtype)}, " + (
+    name = f"RoIAlign {count}×{channels}×{bins}×{bins}, 4 levels of {size[0]}×{size[1]}, {named(dtype)}, " + (
         "channels last" if channels_last else "channels first"
     )
     moved = roi_align_bytes(boxes, shapes, SCALES, bins, 2, channels, width)
@@ -425,6 +337,10 @@ CASES: Sequence[Callable[[OpSetting], list[OpCase]]] = (
     proposals_cases,
     detections_cases,
     mask_cases,
+    roi_pool_cases,
+    pyramid_pool_cases,
+    warp_cases,
+    max_pool_cases,
 )
 
 
@@ -446,17 +362,6 @@ def matched(expected: tuple[Tensor, Tensor], found: tuple[Tensor, Tensor], min_i
             hits += 1
             pairs[:, best] = 0
     return hits / len(pairs)
-
-
-def _error(found: Tensor, expected: Tensor) -> str:
-    if not torch.isfinite(found).all():
-        return "not all of it was written, or not finite"
-    error = ((found - expected).abs().max() / expected.abs().max()).item()
-    return f"largest difference {error:.0e} of the maximum, to torchvision in fp32"
-
-
-def _named(dtype: torch.dtype) -> str:
-    return {torch.float16: "fp16", torch.float32: "fp32", torch.bfloat16: "bf16"}[dtype]
 
 
 def _smooth(setting: OpSetting, anchors: int, height: int, width: int) -> Tensor:

@@ -224,9 +224,10 @@ class CudaPython:
         try:
             enqueue()
         except BaseException:
-            self._driver.cuStreamEndCapture(
-                stream
-            )  # the stream must leave capture mode; the first error is the one to tell
+            # The stream must leave capture mode; the first error is the one to tell.
+            status, graph = self._driver.cuStreamEndCapture(stream)
+            if status == self._driver.CUresult.CUDA_SUCCESS:
+                self._driver.cuGraphDestroy(graph)
             raise
         graph = self._call("cuStreamEndCapture", stream)
         try:

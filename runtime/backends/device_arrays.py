@@ -1,7 +1,8 @@
-"""Arrays that lie on the GPU already: their address, by `__cuda_array_interface__` or DLPack, without a copy.
+"""Arrays that lie on the GPU already: their address, by DLPack or `__cuda_array_interface__`, without a copy.
 
-`__cuda_array_interface__` version 3 (Numba's documentation) says on which stream the data is made; DLPack (dmlc, v0.8)
-makes the producer wait instead.
+Data may still be in the making. DLPack (dmlc, v0.8) lets the producer order that before our stream, so it comes first.
+`__cuda_array_interface__` says from version 3 on (Numba's documentation) which stream to wait for; torch's, of version
+2, does not.
 """
 
 from __future__ import annotations
@@ -34,16 +35,16 @@ def on_device(value: Any) -> bool:
     """Whether `value` offers its data on a GPU; False for NumPy arrays, which DLPack shows on the CPU."""
     if isinstance(value, np.ndarray):
         return False
-    return hasattr(value, "__cuda_array_interface__") or (
-        hasattr(value, "__dlpack__") and value.__dlpack_device__()[0] in (_DEVICE_CUDA, _DEVICE_CUDA_MANAGED)
-    )
+    return _by_dlpack(value) or hasattr(value, "__cuda_array_interface__")
+
+
+def _by_dlpack(value: Any) -> bool:
+    return hasattr(value, "__dlpack__") and value.__dlpack_device__()[0] in (_DEVICE_CUDA, _DEVICE_CUDA_MANAGED)
 
 
 def device_array(value: Any, stream: int, synchronize: Callable[[int], None]) -> DeviceArray:
     """The data of `value`, ready to be read on `stream`. BackendError if it is not C-contiguous."""
-    if hasattr(value, "__cuda_array_interface__"):
-        return _from_interface(value, synchronize)
-    return _from_dlpack(value, stream)
+    return _from_dlpack(value, stream) if _by_dlpack(value) else _from_interface(value, synchronize)
 
 
 def _from_interface(value: Any, synchronize: Callable[[int], None]) -> DeviceArray:
@@ -96,7 +97,10 @@ _pointer_of.restype, _pointer_of.argtypes = ctypes.c_void_p, (ctypes.py_object, 
 
 def _from_dlpack(value: Any, stream: int) -> DeviceArray:
     # The capsule stays unconsumed: it calls the deleter itself when it goes, at `release` or with the array.
-    held = [value.__dlpack__(stream=stream)]
+    try:
+        held = [value.__dlpack__(stream=stream)]
+    except (BufferError, RuntimeError) as error:  # torch: of a tensor that requires a gradient
+        raise BackendError(f"an array on the GPU that its library does not hand over: {error}") from error
     tensor = ctypes.cast(_pointer_of(held[0], b"dltensor"), ctypes.POINTER(_Managed)).contents.tensor
     shape = tuple(tensor.shape[i] for i in range(tensor.ndim))
     if tensor.strides:

@@ -15,7 +15,7 @@ import numpy as np
 from regionrt.runtime.errors import BackendError
 
 from .cuda import Cuda
-from .gpu_worker import Block, Session, bytes_of, require_memory, views
+from .gpu_worker import Block, Session, both_blocks, bytes_of, require_memory, views
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,7 @@ class EngineSessions:
         if unknown:
             raise BackendError(f"{engine.label}: the size of {', '.join(unknown)} is not bounded: expected fixed sizes")
         require_memory(self._cuda, sum((inputs | outputs).values()), f"{engine.label}: its inputs and outputs")
-        return Block(self._cuda, inputs), Block(self._cuda, outputs)
+        return both_blocks(self._cuda, inputs, outputs)
 
     def last_errors(self) -> str:
         return f"TensorRT said: {self._engine.log.last_errors()}"

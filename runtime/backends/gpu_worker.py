@@ -1,13 +1,11 @@
 """One worker on a GPU: a stream, pinned memory, and a session for each input shape, replayed as a CUDA graph.
 
-What is executed between the copies in and out is a session's `Work`: a whole engine, or stages and ops in turn. Each
-thread that runs takes a worker from a `Pool`.
+What is executed between the copies in and out is a session's `Work`: a whole engine, or stages and ops in turn.
 """
 
 from __future__ import annotations
 
 import contextlib
-import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -24,6 +22,9 @@ Shapes = tuple[tuple[int, ...], ...]  # of the inputs, in their order
 MOST_SESSIONS = 8
 """Shapes whose sessions and graphs a worker keeps; the one not used for longest goes."""
 _ALIGNMENT = 256
+
+INPUTS: dict[str, np.dtype] = {"images": np.dtype(np.uint8), "image_sizes": np.dtype(np.int32)}
+"""Of every request."""
 
 
 class Work(Protocol):
@@ -218,69 +219,14 @@ class Worker:
         self._cuda.free_stream(self._stream)
 
 
-class Pool:
-    """At most `limit` workers, made on demand. `close` frees the idle ones at once, the others when they come back.
-
-    finish: called once, when the pool is closed and the last worker is gone: to free what they shared.
-    """
-
-    def __init__(self, limit: int, make: Callable[[], Worker], finish: Callable[[], None] | None = None) -> None:
-        if limit < 1:
-            raise ValueError(f"workers: expected at least 1, got {limit}")
-        self._limit, self._make, self._finish = limit, make, finish
-        self._idle: list[Worker] = []
-        self._made = 0
-        self._closed = False
-        self._changed = threading.Condition()
-        self._reason: str | None = None
-
-    def take(self) -> Worker:
-        with self._changed:
-            while True:
-                if self._closed:
-                    raise BackendError("this predictor is closed; load the bundle again")
-                if self._idle:
-                    return self._idle.pop()
-                if self._made < self._limit:
-                    try:
-                        worker = self._make()
-                    except BackendError:
-                        if self._made == 0:
-                            raise
-                        self._limit = self._made  # no memory for one more: wait for those that there are
-                        continue
-                    self._made += 1
-                    return worker
-                self._changed.wait()
-
-    def give(self, worker: Worker) -> None:
-        with self._changed:
-            self._reason = self._reason or worker.why_no_graph
-            if self._closed:
-                worker.close()
-                self._made -= 1
-                self._end_if_empty()
-            else:
-                self._idle.append(worker)
-                self._changed.notify()
-
-    def _end_if_empty(self) -> None:
-        if self._made == 0 and self._finish is not None:
-            finish, self._finish = self._finish, None
-            finish()
-
-    def first_reason(self) -> str | None:
-        with self._changed:
-            return self._reason
-
-    def close(self) -> None:
-        with self._changed:
-            self._closed = True
-            while self._idle:
-                self._idle.pop().close()
-                self._made -= 1
-            self._end_if_empty()
-            self._changed.notify_all()
+def both_blocks(cuda: Cuda, inputs: Mapping[str, int], outputs: Mapping[str, int]) -> tuple[Block, Block]:
+    """Blocks for inputs and outputs of these sizes, or neither."""
+    first = Block(cuda, inputs)
+    try:
+        return first, Block(cuda, outputs)
+    except BackendError:
+        first.close(cuda)
+        raise
 
 
 def require_memory(cuda: Cuda, needed: int, what: str) -> None:

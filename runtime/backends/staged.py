@@ -98,6 +98,7 @@ class StagedRunner:
         self._stages = {
             stage["name"]: engine.open(manifest.path(stage["file"]), stage) for stage in checked_stages(artifact, _OPS)
         }
+        self.about: Mapping[str, Any] = getattr(engine, "about", {})
         types = {stage.feature_type for stage in self._stages.values()}
         (self._feature_type,) = types or {np.dtype(np.float32)}
         constants = read_constants(manifest, artifact)
@@ -271,24 +272,15 @@ class StagedRunner:
         return self._pooled_in_bins(worker, step, values, native.roi_align, options)
 
     def _roi_pool(self, worker: _Worker, step: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
-        def pool(levels: Sequence[np.ndarray], *rest: np.ndarray, **options: Any) -> np.ndarray:
-            return native.roi_pool(*levels, *rest, **options)
-
-        return self._pooled_in_bins(worker, step, values, pool, step["attributes"])
+        return self._pooled_in_bins(worker, step, values, _of_one_map(native.roi_pool), step["attributes"])
 
     def _pyramid_pool(self, worker: _Worker, step: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
-        def pool(levels: Sequence[np.ndarray], *rest: np.ndarray, **options: Any) -> np.ndarray:
-            return native.pyramid_pool(*levels, *rest, **options)
-
         channels = values[step["inputs"][0]].shape[-1]
         shape = (channels * sum(b * b for b in step["attributes"]["bins"]),)
-        return self._pooled(worker, step, values, pool, step["attributes"], shape)
+        return self._pooled(worker, step, values, _of_one_map(native.pyramid_pool), step["attributes"], shape)
 
     def _warp(self, worker: _Worker, step: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
-        def pool(levels: Sequence[np.ndarray], *rest: np.ndarray, **options: Any) -> np.ndarray:
-            return native.warp(*levels, *rest, **options)
-
-        return self._pooled_in_bins(worker, step, values, pool, step["attributes"])
+        return self._pooled_in_bins(worker, step, values, _of_one_map(native.warp), step["attributes"])
 
     def _pooled_in_bins(
         self,
@@ -380,6 +372,11 @@ def usual_shapes(stage: Mapping[str, Any]) -> dict[str, list[int | None]]:
 def _packed(values: np.ndarray, counts: np.ndarray) -> Rows:
     """[N, slots, …] without the rows behind the counts."""
     return Rows(np.concatenate([rows[:count] for rows, count in zip(values, counts, strict=True)]), counts)
+
+
+def _of_one_map(pool: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
+    """A native op that takes one map, as `StagedRunner._pooled` calls all: with a list of them."""
+    return lambda levels, *rest, **options: pool(*levels, *rest, **options)
 
 
 def _is_pooling(op: Mapping[str, Any]) -> bool:

@@ -7,7 +7,6 @@ is one copy in, one CUDA graph, one copy out. The stages come from outside (`Gpu
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
@@ -18,18 +17,15 @@ from regionrt.runtime.gpu.kernels import Kernels
 from regionrt.runtime.gpu.steps import OPS, Layouts
 
 from .cuda import Cuda
+from .gpu_runner import DEFAULT_WORKERS, PooledRunner
 from .gpu_stages import GpuStage, GpuStageEngine
-from .gpu_worker import Pool, Worker
-from .staged_sessions import INPUTS, StagedSessions
+from .staged_sessions import StagedSessions
 from .staged_steps import checked_stages, in_order, read_constants
 
-DEFAULT_WORKERS = 2
 
-
-class StagedCudaRunner:
+class StagedCudaRunner(PooledRunner):
     """Runs an artefact of the form `staged` by the contract of `Runner`; inputs may also lie on the GPU already.
 
-    Each thread that runs takes a worker (stream, buffers, sessions); workers are made when they are needed, and kept.
     The kernels are compiled and a first session is opened here, so that what cannot run says so now.
 
     Args:
@@ -53,9 +49,8 @@ class StagedCudaRunner:
         max_batch: int | None = None,
         kernels: Kernels | None = None,
     ) -> None:
-        self.name = engine.name
+        super().__init__(engine.name, workers)
         self._cuda, self._engine = cuda, engine
-        self._pool = Pool(workers, self._new_worker, self._free)
         profiles = [profile["images"] for profile in artifact.profiles]
         canvas = manifest.canvas
         usual = tuple(profiles[0]["opt"]) if profiles else (1, canvas.height, canvas.width, 3)
@@ -98,47 +93,20 @@ class StagedCudaRunner:
                 address = self._cuda.allocate(array.nbytes)
                 self._constants[name] = GpuArray(address, array.shape, array.dtype.name)
                 host = self._cuda.pinned(array.nbytes)
-                host[:] = np.ascontiguousarray(array).view(np.uint8).ravel()
-                self._cuda.upload(address, host, stream)
-                self._cuda.synchronize(stream)
-                self._cuda.free_pinned(host)
+                try:
+                    host[:] = np.ascontiguousarray(array).view(np.uint8).ravel()
+                    self._cuda.upload(address, host, stream)
+                    self._cuda.synchronize(stream)
+                finally:
+                    self._cuda.free_pinned(host)
         finally:
             self._cuda.free_stream(stream)
 
-    def _new_worker(self) -> Worker:
-        stream = self._cuda.stream()
-        try:
-            sessions = StagedSessions(
-                self.name, self._steps, self._stages, self._constants, self._layouts, self._engine, self._cuda,
-                self._kernels,
-            )  # fmt: skip
-        except BaseException:
-            self._cuda.free_stream(stream)
-            raise
-        return Worker(sessions, self._cuda, stream)
-
-    @property
-    def why_no_graph(self) -> str | None:
-        """Why requests are not replayed as CUDA graphs; None while nothing speaks against it."""
-        return self._pool.first_reason()
-
-    def run(self, images: Any, image_sizes: Any) -> dict[str, np.ndarray]:
-        """As `Runner.run`; either may be an array on the GPU (`__cuda_array_interface__` or DLPack), not copied."""
-        values = {"images": images, "image_sizes": image_sizes}
-        for name, dtype in INPUTS.items():
-            found = getattr(values[name], "dtype", None)
-            if isinstance(values[name], np.ndarray) and found != dtype:
-                raise BackendError(f"{self.name}: {name}: expected {dtype}, found {found} {list(values[name].shape)}")
-        self._cuda.make_current()
-        worker = self._pool.take()
-        try:
-            return worker.run(values)
-        finally:
-            self._pool.give(worker)
-
-    def close(self) -> None:
-        self._cuda.make_current()
-        self._pool.close()
+    def _sessions(self) -> StagedSessions:
+        return StagedSessions(
+            self.name, self._steps, self._stages, self._constants, self._layouts, self._engine, self._cuda,
+            self._kernels,
+        )  # fmt: skip
 
     def _free(self) -> None:
         for stage in self._stages.values():

@@ -15,10 +15,8 @@ from regionrt.runtime.gpu.steps import OPS, Layouts
 
 from .cuda import Cuda
 from .gpu_stages import BoundStage, GpuStage, GpuStageEngine, Shape, Tensor
-from .gpu_worker import Block, Session, bytes_of, require_memory, views
+from .gpu_worker import INPUTS, Block, Session, both_blocks, bytes_of, require_memory, views
 from .staged_steps import OUTPUTS
-
-INPUTS: dict[str, np.dtype] = {"images": np.dtype(np.uint8), "image_sizes": np.dtype(np.int32)}
 
 
 class StagedSessions:
@@ -121,12 +119,7 @@ class StagedSessions:
         )
         self._arena = self._cuda.allocate(arena)
         self._arena_bytes = arena
-        first = Block(self._cuda, sizes[0])
-        try:
-            self._blocks = first, Block(self._cuda, sizes[1])
-        except BackendError:
-            first.close(self._cuda)
-            raise
+        self._blocks = both_blocks(self._cuda, *sizes)
 
     def _free_room(self) -> None:
         for block in self._blocks or ():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zipfile
+import zlib
 from collections.abc import Collection, Mapping
 from types import NoneType
 from typing import Any
@@ -69,7 +71,7 @@ def read_constants(manifest: Manifest, artifact: Artifact) -> dict[str, np.ndarr
             try:
                 with np.load(manifest.path(name), allow_pickle=False) as arrays:
                     found |= {key: np.ascontiguousarray(arrays[key]) for key in arrays.files}
-            except (OSError, ValueError) as error:
+            except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
                 raise BundleError(
                     f"{manifest.path(name)}: expected arrays: {error}; export the bundle again"
                 ) from error

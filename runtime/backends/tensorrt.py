@@ -20,16 +20,13 @@ from regionrt.runtime.preflight import LIBRARIES
 
 from .cuda import Cuda, open_cuda
 from .engine_worker import Engine, EngineSessions, Profile
-from .gpu_worker import Pool, Worker, require_memory
-
-INPUTS = {"images": np.dtype(np.uint8), "image_sizes": np.dtype(np.int32)}
-DEFAULT_WORKERS = 2
+from .gpu_runner import DEFAULT_WORKERS, PooledRunner
+from .gpu_worker import INPUTS, require_memory
 
 
-class TensorRTRunner:
+class TensorRTRunner(PooledRunner):
     """Executes an engine that follows the contract of `Runner`; inputs may also lie on the GPU already.
 
-    Each thread that runs takes a worker (stream, contexts, buffers); workers are made when they are needed, and kept.
     A shape that comes again is replayed as a CUDA graph, where nothing in the engine has a size that depends on data.
 
     Args:
@@ -59,8 +56,7 @@ class TensorRTRunner:
     ) -> None:
         if flavour not in LIBRARIES:
             raise ValueError(f"flavour {flavour!r}: expected {' or '.join(LIBRARIES)}")
-        self.name = flavour
-        self._pool = Pool(workers, self._new_worker)
+        super().__init__(flavour, workers)
         certificate = certificate or {}
         self._cuda = open_cuda() if cuda is None else cuda
         self._cuda.make_current()
@@ -73,7 +69,8 @@ class TensorRTRunner:
         if self._engine.inputs != INPUTS:
             expected, found = ({name: str(dtype) for name, dtype in of.items()} for of in (INPUTS, self._engine.inputs))
             raise BackendError(f"{path}: expected the inputs {expected}, found {found}; this is no detector of ours")
-        self._why_no_graph = "its shapes depend on the data" if certificate.get("data_dependent_shapes") else None
+        if certificate.get("data_dependent_shapes"):
+            self._never_a_graph = "its shapes depend on the data"
         try:
             self._pool.give(self._pool.take())  # what cannot run says so now
         except BaseException:
@@ -87,32 +84,8 @@ class TensorRTRunner:
             "workers": workers,
         }
 
-    def _new_worker(self) -> Worker:
-        sessions = EngineSessions(self._engine, self._cuda)
-        return Worker(sessions, self._cuda, self._cuda.stream(), self._why_no_graph)
-
-    @property
-    def why_no_graph(self) -> str | None:
-        """Why requests are not replayed as CUDA graphs; None while nothing speaks against it."""
-        return self._pool.first_reason()
-
-    def run(self, images: Any, image_sizes: Any) -> dict[str, np.ndarray]:
-        """As `Runner.run`; either may be an array on the GPU (`__cuda_array_interface__` or DLPack), not copied."""
-        values = {"images": images, "image_sizes": image_sizes}
-        for name, dtype in INPUTS.items():
-            found = getattr(values[name], "dtype", None)
-            if isinstance(values[name], np.ndarray) and found != dtype:
-                raise BackendError(f"{self.name}: {name}: expected {dtype}, found {found} {list(values[name].shape)}")
-        self._cuda.make_current()
-        worker = self._pool.take()
-        try:
-            return worker.run(values)
-        finally:
-            self._pool.give(worker)
-
-    def close(self) -> None:
-        self._cuda.make_current()
-        self._pool.close()
+    def _sessions(self) -> EngineSessions:
+        return EngineSessions(self._engine, self._cuda)
 
 
 def import_library(flavour: str) -> ModuleType:

@@ -58,9 +58,6 @@ def creator(trt: Any, plugin: EnginePlugin, launcher: Launcher, used: Callable[[
     }
     names = {dtype: name for name, dtype in dtypes.items()}
 
-    def layout_of(dtype: str, layout: str) -> Any:
-        return trt_layout(trt, dtype, layout)
-
     class Plugin(trt.IPluginV3, trt.IPluginV3OneCore, trt.IPluginV3OneBuild, trt.IPluginV3OneRuntime):  # type: ignore
         """One node of a network, and its clones in the engine's contexts."""
 
@@ -106,7 +103,7 @@ def creator(trt: Any, plugin: EnginePlugin, launcher: Launcher, used: Callable[[
             shapes = [tuple(tensor.desc.dims) for tensor in tensors]
             return any(
                 all(
-                    (tensor.desc.type, tensor.desc.format) == (dtypes[dtype], layout_of(dtype, layout))
+                    (tensor.desc.type, tensor.desc.format) == (dtypes[dtype], trt_layout(trt, dtype, layout))
                     for tensor, (dtype, layout) in zip(tensors[: position + 1], combination, strict=False)
                 )
                 for combination in plugin.combinations(shapes)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from ctypes import c_float, c_int32, c_void_p
+from ctypes import c_int32, c_void_p
 
 from regionrt.runtime.backends.cuda import Argument
 from regionrt.runtime.errors import BackendError
@@ -12,12 +12,10 @@ from regionrt.runtime.native.roi_align import level_thresholds
 
 from .arrays import KINDS, GpuArray, checked, within
 from .kernels import Kernels, Launch
+from .regions import BLOCK, bits, slices
 
 MOST_LEVELS = 5
-_BLOCK = 256
 _MOST_SAMPLES = 65536
-_FILLED = 1024
-"""Blocks that fill a large GPU: fewer RoIs are cut into slices of their channels."""
 
 
 def roi_align(
@@ -76,8 +74,8 @@ def roi_align(
     sizes = [side for level in features for side in level.shape[row_axis : row_axis + 2]]
     numbers = [
         *sizes,
-        *map(_bits, spatial_scales),
-        *map(_bits, thresholds),
+        *map(bits, spatial_scales),
+        *map(bits, thresholds),
         *(channels, height, width, ratio, int(aligned), int(mode == "max")),
     ]
     arguments: list[Argument] = [
@@ -88,15 +86,5 @@ def roi_align(
         c_void_p(out.address),
     ]
     layout = "nhwc" if channels_last else "nchw"
-    grid = (rows, images, _slices(rows * images, math.prod(pooled)))
-    return [Launch(kernels, "roi_align", f"roi_align_{layout}_{KINDS[dtype]}_{levels}", grid, _BLOCK, arguments)]
-
-
-def _slices(rois: int, values: int) -> int:
-    """Blocks per RoI, of `values` values each: a few RoIs alone would leave most of a GPU idle."""
-    return max(1, min(-(-_FILLED // max(rois, 1)), values // _BLOCK))
-
-
-def _bits(value: float) -> int:
-    """A float as the int32 that carries it to a kernel."""
-    return c_int32.from_buffer(c_float(value)).value
+    grid = (rows, images, slices(rows * images, math.prod(pooled)))
+    return [Launch(kernels, "roi_align", f"roi_align_{layout}_{KINDS[dtype]}_{levels}", grid, BLOCK, arguments)]

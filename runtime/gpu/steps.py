@@ -15,7 +15,10 @@ from .arrays import GpuArray
 from .detections import detections, detections_workspace
 from .kernels import Kernels, Launch
 from .proposals import proposals, proposals_workspace
+from .pyramid_pool import pyramid_pool
 from .roi_align import roi_align
+from .roi_pool import roi_pool
+from .warp import warp
 
 Step = Mapping[str, Any]
 Arrays = Mapping[str, GpuArray]
@@ -71,19 +74,7 @@ class Proposals:
 class RoiAlign:
     @staticmethod
     def outputs(step: Step, values: Arrays, layouts: Layouts) -> dict[str, tuple[tuple[int, ...], str]]:
-        *levels, rois, _ = step["inputs"]
-        (name,) = step["outputs"]
-        last = {feature in layouts.channels_last for feature in levels}
-        if last != {name in layouts.channels_last}:
-            raise BackendError(
-                f"{name}: feature maps and RoI features lie in another order of axes, which the CUDA kernels do not "
-                "change: export with --ops staged alone, or build engines, which take them channels last"
-            )
-        images, rows, _ = values[rois].shape
-        size = (step["attributes"]["output_height"], step["attributes"]["output_width"])
-        first = values[levels[0]]
-        shape = (*size, first.shape[-1]) if last == {True} else (first.shape[1], *size)
-        return {name: ((images, rows, *shape), first.dtype)}
+        return _bins_of_regions(step, values, layouts)
 
     @staticmethod
     def workspace(step: Step, values: Arrays) -> int:
@@ -92,12 +83,99 @@ class RoiAlign:
     @staticmethod
     def launches(kernels: Kernels, step: Step, values: Arrays, layouts: Layouts, workspace: int) -> list[Launch]:
         *levels, rois, counts = (values[name] for name in step["inputs"])
-        (name,) = step["outputs"]
-        options = dict(step["attributes"])
-        size = (options.pop("output_height"), options.pop("output_width"))
+        out, options = _pooled(step, values, layouts)
         options["aligned"] = bool(options["aligned"])
+        return roi_align(kernels, levels, rois, counts, out, **options)
+
+
+class RoiPool:
+    @staticmethod
+    def outputs(step: Step, values: Arrays, layouts: Layouts) -> dict[str, tuple[tuple[int, ...], str]]:
+        return _bins_of_regions(step, values, layouts)
+
+    @staticmethod
+    def workspace(step: Step, values: Arrays) -> int:
+        return 0
+
+    @staticmethod
+    def launches(kernels: Kernels, step: Step, values: Arrays, layouts: Layouts, workspace: int) -> list[Launch]:
+        feature, rois, counts = (values[name] for name in step["inputs"])
+        out, options = _pooled(step, values, layouts)
+        return roi_pool(kernels, feature, rois, counts, out, **options)
+
+
+class Warp:
+    @staticmethod
+    def outputs(step: Step, values: Arrays, layouts: Layouts) -> dict[str, tuple[tuple[int, ...], str]]:
+        return _bins_of_regions(step, values, layouts)
+
+    @staticmethod
+    def workspace(step: Step, values: Arrays) -> int:
+        return 0
+
+    @staticmethod
+    def launches(kernels: Kernels, step: Step, values: Arrays, layouts: Layouts, workspace: int) -> list[Launch]:
+        images, rois, counts = (values[name] for name in step["inputs"])
+        out, options = _pooled(step, values, layouts)
+        return warp(kernels, images, rois, counts, out, **options)
+
+
+class PyramidPool:
+    """Of channels-last maps it gives [N, P, Σb², C]: the stage behind it has to take that, and to say so."""
+
+    @staticmethod
+    def outputs(step: Step, values: Arrays, layouts: Layouts) -> dict[str, tuple[tuple[int, ...], str]]:
+        _in_one_order(step, layouts)
+        name, rois, _ = step["inputs"]
+        feature, number = values[name], sum(side * side for side in step["attributes"]["bins"])
+        (pooled,) = step["outputs"]
+        last = pooled in layouts.channels_last
+        shape = (number, feature.shape[-1]) if last else (feature.shape[1] * number,)
+        return {pooled: ((*values[rois].shape[:2], *shape), feature.dtype)}
+
+    @staticmethod
+    def workspace(step: Step, values: Arrays) -> int:
+        return 0
+
+    @staticmethod
+    def launches(kernels: Kernels, step: Step, values: Arrays, layouts: Layouts, workspace: int) -> list[Launch]:
+        feature, rois, counts = (values[name] for name in step["inputs"])
+        (name,) = step["outputs"]
         last = name in layouts.channels_last
-        return roi_align(kernels, levels, rois, counts, values[name], output_size=size, channels_last=last, **options)
+        return pyramid_pool(
+            kernels, feature, rois, counts, values[name], channels_last=last, **step["attributes"]
+        )  # fmt: skip
+
+
+def _bins_of_regions(step: Step, values: Arrays, layouts: Layouts) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Output of an op that makes h × w values of each region and channel."""
+    last = _in_one_order(step, layouts)
+    first, rois = values[step["inputs"][0]], values[step["inputs"][-2]]
+    size = (step["attributes"]["output_height"], step["attributes"]["output_width"])
+    shape = (*size, first.shape[-1]) if last else (first.shape[1], *size)
+    (name,) = step["outputs"]
+    return {name: ((*rois.shape[:2], *shape), first.dtype)}
+
+
+def _pooled(step: Step, values: Arrays, layouts: Layouts) -> tuple[GpuArray, dict[str, Any]]:
+    """Its array, and the options of the kernels' face."""
+    (name,) = step["outputs"]
+    options = dict(step["attributes"])
+    options["output_size"] = (options.pop("output_height"), options.pop("output_width"))
+    return values[name], {**options, "channels_last": name in layouts.channels_last}
+
+
+def _in_one_order(step: Step, layouts: Layouts) -> bool:
+    """Whether maps and what is pooled from them lie channels last; BackendError where the kernels cannot."""
+    *levels, _, _ = step["inputs"]
+    (name,) = step["outputs"]
+    last = {feature in layouts.channels_last for feature in levels}
+    if last != {name in layouts.channels_last}:
+        raise BackendError(
+            f"{name}: feature maps and RoI features lie in another order of axes, which the CUDA kernels do not "
+            "change: export with --ops staged alone, or build engines, which take them channels last"
+        )
+    return last == {True}
 
 
 class Detections:
@@ -132,5 +210,8 @@ class Detections:
 OPS: dict[str, type[Op]] = {
     "RegionProposals": Proposals,
     "RegionRoiAlign": RoiAlign,
+    "RegionRoiPool": RoiPool,
+    "RegionPyramidPool": PyramidPool,
+    "RegionWarp": Warp,
     "RegionDetections": Detections,
 }

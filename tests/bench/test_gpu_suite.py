@@ -14,14 +14,25 @@ import torch
 from regionrt.bench.errors import BenchError
 from regionrt.bench.suites import gpu
 from regionrt.bench.suites.gpu import GpuOptions, run_gpu, write
+from regionrt.bench.suites.gpu_case import OpCase, rows_of
 from regionrt.bench.suites.gpu_clock import AGAIN, Candidate, HostClock, copies_beyond_cache
 from regionrt.bench.suites.gpu_detectors import LAYERS
-from regionrt.bench.suites.gpu_floor import floor_us, roi_align_bytes, touched_cells
+from regionrt.bench.suites.gpu_floor import (
+    floor_us,
+    pyramid_pool_bytes,
+    roi_align_bytes,
+    roi_pool_bytes,
+    touched_cells,
+    warp_bytes,
+)
 from regionrt.bench.suites.gpu_inputs import clustered_boxes, pictures, scattered_boxes
-from regionrt.bench.suites.gpu_ops import OpCase, matched, rows_of
+from regionrt.bench.suites.gpu_ops import matched
 from regionrt.bench.suites.gpu_schema import Check, DetectorRow, EngineRow, GpuReport, OpRow
 from regionrt.bench.suites.gpu_table import to_markdown, to_terminal
+from regionrt.plugins.pyramid_pool.reference import pyramid_pool
 from regionrt.plugins.roi_align.reference import roi_align
+from regionrt.plugins.roi_pool.reference import roi_pool
+from regionrt.plugins.warp.reference import warp
 
 NOT_NEEDED = (
     "lightning", "jinja2", "markupsafe", "onnx", "onnxscript", "onnx_ir", "onnxruntime", "openvino", "typer", "rich",
@@ -83,6 +94,29 @@ def test_the_floor_counts_what_the_definition_reads() -> None:
     assert 0 < cells < 12 * 16 + 6 * 8
     assert roi_align_bytes(rois, shapes, scales, 3, 2, 5, 2) == cells * 5 * 2 + 4 * 5 * 9 * 2 + 4 * 4 * 4
     assert floor_us(4.8e12, 4.8e12) == 1e6
+
+
+def test_the_floors_of_other_poolings_do_too() -> None:
+    rois = np.concatenate([scattered_boxes(np.random.default_rng(4), 2, (96, 128), 9), [[-30, 50, 41, 300]]])
+    boxes, counts, side = rois.astype(np.float32), np.array([3], np.int32), (12, 16)
+    cases = (
+        (roi_pool, {"spatial_scale": 1 / 8, "output_size": (3, 3)}, roi_pool_bytes(boxes, side, 1 / 8, 3, 5, 2), 9),
+        (
+            pyramid_pool,
+            {"spatial_scale": 1 / 8, "bins": (2, 1)},
+            pyramid_pool_bytes(boxes, side, 1 / 8, (2, 1), 5, 2),
+            5,
+        ),
+        (warp, {"output_size": (7, 7), "context": 1}, warp_bytes(boxes / 8, side, 7, 1, 5, 2), 49),
+    )
+    for op, options, moved, outputs in cases:
+        given, read = (boxes / 8 if op is warp else boxes)[None], 0
+        for cell in range(12 * 16):
+            x = np.zeros((1, 1, *side), np.float32)
+            x.flat[cell] = 1
+            read += bool(op(x, given, counts, **options).any())
+        assert 0 < read < 12 * 16
+        assert moved == (read + 3 * outputs) * 5 * 2 + 3 * 4 * 4, op
 
 
 def test_copies_exceed_the_cache() -> None:

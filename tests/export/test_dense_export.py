@@ -171,7 +171,7 @@ def test_modules_and_labels_that_do_not_fit(tmp_path: Path) -> None:
         export_bundle(net("unet"), tmp_path / "b", labels=NAMES[:3])
     with pytest.raises(ExportError, match=r"call module.eval\(\) first"):
         export_bundle(net("unet").train(), tmp_path / "b", labels=NAMES)
-    with pytest.raises(ExportError, match="expected torchvision's FasterRCNN or MaskRCNN, or a net of regionrt"):
+    with pytest.raises(ExportError, match="expected torchvision's FasterRCNN or MaskRCNN, found Conv2d"):
         export_bundle(torch.nn.Conv2d(3, 4, 1).eval(), tmp_path / "b", labels=NAMES)
 
 

@@ -2,32 +2,23 @@
 
 from __future__ import annotations
 
-from ctypes import c_float, c_int32, c_void_p
-
 import numpy as np
 import pytest
 import torch
 from values import TOLERANCES, boxes_in, typed, widened
 
-from regionrt.plugins.pyramid_pool.reference import MOST_LEVELS
 from regionrt.plugins.pyramid_pool.reference import pyramid_pool as reference
 from regionrt.plugins.pyramid_pool.torch_op import pyramid_pool as by_torch
-from regionrt.runtime.gpu.arrays import KINDS
-from regionrt.runtime.gpu.kernels import Launch
+from regionrt.runtime.gpu.pyramid_pool import pyramid_pool
 
 
 def run(gpu, feature, rois, counts, dtype, channels_last, scale, bins) -> np.ndarray:
     """[N, P, C · Σb²] float32, in the reference's order, from `feature` [N, C, H, W] in `dtype`."""
-    _, channels, height, width = feature.shape
-    number = sum(b * b for b in bins)
+    channels, number = feature.shape[1], sum(b * b for b in bins)
     placed = gpu.put(np.ascontiguousarray(feature.transpose(0, 2, 3, 1)) if channels_last else feature, dtype)
     out = gpu.empty((*rois.shape[:2], *((number, channels) if channels_last else (number * channels,))), dtype)
-    inputs = [placed, gpu.put(rois), gpu.put(counts)]
-    numbers = [channels, height, width, c_int32.from_buffer(c_float(scale)).value, *bins]
-    numbers += [0] * (MOST_LEVELS - len(bins))
-    arguments = [*(c_void_p(a.address) for a in inputs), *map(c_int32, numbers), c_void_p(out.address)]
-    name = f"pyramid_pool_{'nhwc' if channels_last else 'nchw'}_{KINDS[dtype]}"
-    gpu.run([Launch(gpu.kernels, "pyramid_pool", name, (rois.shape[1], len(rois), 2), 256, arguments)])
+    options = {"spatial_scale": scale, "bins": bins, "channels_last": channels_last}
+    gpu.run(pyramid_pool(gpu.kernels, placed, gpu.put(rois), gpu.put(counts), out, **options))
     found = widened(gpu.get(out))
     if not channels_last:
         return found

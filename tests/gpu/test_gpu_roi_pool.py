@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from ctypes import c_float, c_int32, c_void_p
-
 import numpy as np
 import pytest
 import torch
@@ -11,20 +9,18 @@ from values import TOLERANCES, boxes_in, typed, widened
 
 from regionrt.plugins.roi_pool.reference import roi_pool as reference
 from regionrt.plugins.roi_pool.torch_op import roi_pool as by_torchvision
-from regionrt.runtime.gpu.arrays import KINDS
-from regionrt.runtime.gpu.kernels import Launch
+from regionrt.runtime.errors import BackendError
+from regionrt.runtime.gpu.arrays import GpuArray
+from regionrt.runtime.gpu.roi_pool import roi_pool
 
 
 def run(gpu, feature, rois, counts, dtype, channels_last, scale, size) -> np.ndarray:
     """[N, P, C, h, w] float32 from `feature` [N, C, H, W] in `dtype`."""
-    _, channels, height, width = feature.shape
+    channels = feature.shape[1]
     placed = gpu.put(np.ascontiguousarray(feature.transpose(0, 2, 3, 1)) if channels_last else feature, dtype)
     out = gpu.empty((*rois.shape[:2], *((*size, channels) if channels_last else (channels, *size))), dtype)
-    inputs = [placed, gpu.put(rois), gpu.put(counts)]
-    numbers = [channels, height, width, *size, c_int32.from_buffer(c_float(scale)).value]
-    arguments = [*(c_void_p(a.address) for a in inputs), *map(c_int32, numbers), c_void_p(out.address)]
-    name = f"roi_pool_{'nhwc' if channels_last else 'nchw'}_{KINDS[dtype]}"
-    gpu.run([Launch(gpu.kernels, "roi_pool", name, (rois.shape[1], len(rois), 2), 256, arguments)])
+    options = {"spatial_scale": scale, "output_size": size, "channels_last": channels_last}
+    gpu.run(roi_pool(gpu.kernels, placed, gpu.put(rois), gpu.put(counts), out, **options))
     found = widened(gpu.get(out))
     return found.transpose(0, 1, 4, 2, 3) if channels_last else found
 
@@ -55,3 +51,18 @@ def test_torchvision_at_the_size_of_fast_rcnn(gpu, channels_last):
     there = (torch.from_numpy(v).to(gpu.torch_device) for v in (feature, rois, counts))
     expected = by_torchvision(*there, 1 / 16, 7, 7).cpu().numpy()
     np.testing.assert_array_equal(run(gpu, feature, rois, counts, "float32", channels_last, 1 / 16, (7, 7)), expected)
+
+
+@pytest.mark.parametrize(
+    ("feature", "out", "why"),
+    [
+        (GpuArray(0, (1, 4, 5000, 2), "float16"), GpuArray(0, (1, 3, 4, 2, 2), "float16"), "0 to 4096, found 5000"),
+        (GpuArray(0, (1, 4, 9, 9), "int32"), GpuArray(0, (1, 3, 4, 2, 2), "int32"), "maps: expected float32"),
+        (GpuArray(0, (1, 4, 9, 9), "float16"), GpuArray(0, (1, 3, 2, 2, 4), "float16"), r"out: .*\[1, 3, 4, 2, 2\]"),
+        (GpuArray(8, (1, 4, 9, 9), "float16"), GpuArray(0, (1, 3, 4, 2, 2), "float16"), "multiple of 16"),
+    ],
+)
+def test_what_the_kernels_do_not_take_is_refused(feature, out, why):
+    rois, counts = GpuArray(0, (1, 3, 4), "float32"), GpuArray(0, (1,), "int32")
+    with pytest.raises(BackendError, match=why):
+        roi_pool(None, feature, rois, counts, out, spatial_scale=0.5, output_size=(2, 2))

@@ -98,9 +98,11 @@ def test_arrays_on_the_gpu_are_read_where_they_are(staged, gpu):
 
 def _on_gpu(gpu, array: np.ndarray):
     if gpu.large:
-        there = torch.from_numpy(array).cuda()
+        source = torch.from_numpy(array).cuda()
+        there = torch.zeros_like(source)
         torch.cuda.synchronize()
-        return there
+        torch.cuda._sleep(200_000_000)  # about 0.1 s: who does not wait for torch's stream reads zeros
+        return there.copy_(source)
     placed = gpu.put(array)
     interface = {"shape": array.shape, "typestr": array.dtype.str, "data": (placed.address, False), "version": 3}
     return SimpleNamespace(shape=array.shape, dtype=array.dtype, __cuda_array_interface__=interface)

@@ -256,6 +256,7 @@ def test_capture_replays(gpu: tuple[Cuda, FakeDriver]) -> None:
     with pytest.raises(KeyError):
         cuda.capture(stream, fail)
     assert driver.streams[stream].captured is None
+    assert driver.graphs == {}
 
 
 def test_no_driver_is_said_before_anything_is_called(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -176,7 +176,7 @@ def test_a_score_below_the_bundles(shared_bundle: Path, photos: Path, capsys: py
 
 @pytest.mark.usefixtures("no_gpu")
 def test_an_engine_by_name(bundle: Path, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    engine = fake_artifact("tensorrt-rtx", "portable", ["native.onnx"])
+    engine = fake_artifact("tensorrt-rtx", "portable", ["native.onnx"], engine={})
     write_manifest(bundle, fake_manifest(bundle, artifacts=[engine]))
     assert run(bundle, photos, "--backend", "tensorrt-rtx") == 1
     assert "no NVIDIA GPU driver" in capsys.readouterr().err

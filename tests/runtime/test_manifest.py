@@ -257,7 +257,7 @@ def test_preflight_says_what_is_missing(shared_bundle: Path, monkeypatch: pytest
     assert "onnxruntime is not installed (pip install" in str(manifest.preflight(manifest.artifacts[0]))
     why = str(manifest.preflight(engine))
     assert why.split("; ") == [
-        "the library tensorrt_rtx is not installed (pip install 'regionrt[rtx]' cuda-python)",
+        "the library tensorrt_rtx is not installed (pip install 'regionrt[rtx]')",
         "neither cuda-python nor pycuda is installed (pip install cuda-python)",
         "no NVIDIA GPU driver",
     ]

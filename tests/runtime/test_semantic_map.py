@@ -118,6 +118,9 @@ def test_overlay_with_a_legend() -> None:
     assert solid[0] > 100  # the legend's patches, in full colour, of the classes that are there
     assert solid[2] > 100
     assert solid[1] == solid[3] == 0
+    behind = SemanticMap(labels, ("__background__", *NAMES[1:])).draw(image)
+    assert np.array_equal(behind[20, 100], image[20, 100])  # the background is not laid over
+    assert np.array_equal(behind[20, 250], drawn[20, 250])
     assert SemanticMap(labels[:3, :2], NAMES).draw(image[:3, :2]).shape == (3, 2, 3)
     with pytest.raises(ValueError, match="belongs to a photo"):
         SemanticMap(labels, NAMES).draw(image[:100])

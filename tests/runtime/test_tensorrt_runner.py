@@ -284,7 +284,8 @@ def test_an_array_on_the_gpu_with_gaps_is_refused(tmp_path: Path) -> None:
     assert runner.run(alone, sizes[:1])["num_detections"].shape == (1,)
 
 
-def test_dlpack_is_read(tmp_path: Path) -> None:
+@pytest.mark.parametrize("interface", [False, True])
+def test_dlpack_is_read(tmp_path: Path, interface: bool) -> None:
     machine = Machine(tmp_path)
     runner = machine.runner()
     images, sizes = request(7)
@@ -302,7 +303,14 @@ def test_dlpack_is_read(tmp_path: Path) -> None:
             streams.append(stream)
             return memory.__dlpack__()
 
-    found = runner.run(ByDlpack(), sizes)
+    class ByBoth(ByDlpack):
+        """As torch's tensors: their interface does not say on which stream they are made, so it must not be used."""
+
+        @property
+        def __cuda_array_interface__(self) -> dict[str, Any]:
+            return {**on_gpu.face, "version": 2, "data": (0, False)}
+
+    found = runner.run(ByBoth() if interface else ByDlpack(), sizes)
     np.testing.assert_array_equal(found["boxes"], machine.expected(images, sizes)["boxes"])
     assert streams == list(machine.driver.streams)
 
