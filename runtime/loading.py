@@ -17,6 +17,7 @@ from .tuning import in_measured_order
 
 if TYPE_CHECKING:
     from .backends.staged import StageEngine
+    from .gpu.placing import GpuPlacing
 
 DEFAULT_MAX_BATCH = 4
 
@@ -30,6 +31,7 @@ def load(
     form: str | None = None,
     precision: str | None = None,
     provider: str | None = None,
+    resize_on_gpu: bool = False,
     allow_host_code: bool = False,
 ) -> Predictor:
     """Opens a bundle for inference.
@@ -46,6 +48,8 @@ def load(
         provider: what ONNX Runtime computes with, "cpu", "cuda", "tensorrt" or "auto" (CUDA where it has that and there
             is a driver, else the CPU); only artefacts for ONNX Runtime are taken then. None: the CPU. Another one than
             that is never taken; `predict.about["provider"]` says which it is.
+        resize_on_gpu: take photos that lie on the GPU (uint8 [H, W, 3]) and resize them there, to the byte as on the
+            CPU; only artefacts that run on a GPU are taken then. Photos in the host's memory go the usual way.
         allow_host_code: also engines that bring code for the host, which runs with the rights of this process.
 
     Raises:
@@ -64,10 +68,13 @@ def load(
     skipped: list[dict[str, Any]] = []
     for place, artifact in enumerate(wanted):
         why = manifest.preflight(artifact, allow_host_code=allow_host_code)
+        if why is None and resize_on_gpu and artifact.backend not in LIBRARIES:
+            why = "resize_on_gpu: it takes its canvas from the host's memory"
         if why is None:
             try:
                 _verify(manifest, artifact)
                 runner = runner_for(manifest, artifact, threads, allow_host_code, provider)
+                gpu = _placing(runner) if resize_on_gpu else None
             except BackendError as error:
                 why = str(error)
                 if backend == "auto":
@@ -78,7 +85,7 @@ def load(
                     for a in wanted[place + 1 :]
                 ]
                 about = {"order": "the bundle's" if measured is None else "autotune's", "skipped": skipped + later}
-                return _predictor(manifest, artifact, runner, score_threshold, about)
+                return _predictor(manifest, artifact, runner, score_threshold, about, gpu)
         skipped.append(_left_out(artifact, why))
     raise BackendError(_nothing_runs(manifest, (backend, form, precision, provider), skipped))
 
@@ -187,8 +194,24 @@ def _engine_runner(manifest: Manifest, artifact: Artifact, allow_host_code: bool
         raise BackendError(f"{error}; if it does not fit this machine, {again}") from error
 
 
+def _placing(runner: Any) -> GpuPlacing:
+    """What resizes on the runner's GPU. BackendError where its kernel cannot be compiled; the runner is closed then."""
+    from .gpu.placing import GpuPlacing
+
+    try:
+        return GpuPlacing(runner.cuda)
+    except BaseException:
+        runner.close()
+        raise
+
+
 def _predictor(
-    manifest: Manifest, artifact: Artifact, runner: Runner, score_threshold: float | None, how: dict[str, Any]
+    manifest: Manifest,
+    artifact: Artifact,
+    runner: Runner,
+    score_threshold: float | None,
+    how: dict[str, Any],
+    gpu: GpuPlacing | None = None,
 ) -> Predictor:
     about = {
         "bundle": str(manifest.folder),
@@ -211,6 +234,7 @@ def _predictor(
             manifest.max_batch or DEFAULT_MAX_BATCH, DEFAULT_MAX_BATCH, getattr(runner, "max_batch", DEFAULT_MAX_BATCH)
         ),
         about=about,
+        gpu=gpu,
     )
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,7 +17,11 @@ from .errors import BackendError, BundleError, ImageError
 from .image import Canvas, Placement, check_rgb, read_image
 from .results import Detections
 
+if TYPE_CHECKING:
+    from .gpu.placing import GpuPlacing
+
 Photo = np.ndarray | str | Path
+"""Or what lies on the GPU (`__cuda_array_interface__` or DLPack), where the bundle was loaded with `resize_on_gpu`."""
 _Ran = tuple[np.ndarray, "Prepared", dict[str, np.ndarray]]
 OUTPUTS = ("num_detections", "boxes", "scores", "labels", "overflow")
 _AHEAD = 3  # photos decoded before their turn: hides the decoder behind the net, bounds the memory
@@ -27,7 +31,7 @@ _AHEAD = 3  # photos decoded before their turn: hides the decoder behind the net
 class Prepared:
     """A batch on its canvas: `images` uint8 [N, H, W, 3], `image_sizes` int32 [N, 2], and the way back."""
 
-    images: np.ndarray
+    images: Any  # an array, or a canvas on the GPU
     image_sizes: np.ndarray
     placements: list[Placement]
 
@@ -43,6 +47,7 @@ class Predictor:
         score_threshold: raises the score threshold; None keeps the net's own.
         max_batch: most photos that go through the net at once (`batch` cuts longer lists).
         about: what is known about the artefact, shown as `about`.
+        gpu: resizes photos that lie on the GPU; None: they are refused.
     """
 
     def __init__(
@@ -55,6 +60,7 @@ class Predictor:
         score_threshold: float | None = None,
         max_batch: int = 4,
         about: Mapping[str, Any] | None = None,
+        gpu: GpuPlacing | None = None,
     ) -> None:
         if max_batch < 1:
             raise ValueError(f"max_batch: expected at least 1, got {max_batch}")
@@ -66,10 +72,13 @@ class Predictor:
         self.thresholds = dict(thresholds)
         self.score_threshold = built if score_threshold is None else score_threshold
         self.max_batch = max_batch
+        self._gpu = gpu
         self.about: dict[str, Any] = {"backend": runner.name, **(about or {})}
 
     def __call__(self, image: Photo) -> Detections:
         """What is in one photo: an RGB uint8 array [H, W, 3], or the path of an image file.
+
+        Loaded with `resize_on_gpu`, also an array on the GPU, which is read where it is.
 
         Raises ImageError (the photo) or BackendError (the engine).
         """
@@ -78,12 +87,13 @@ class Predictor:
     def batch(self, images: Iterable[Photo]) -> list[Detections]:
         """The same for many, of any sizes, in their order; at most `max_batch` at once on the net."""
         found: list[Detections] = []
-        waiting: list[np.ndarray] = []
+        waiting: list[Any] = []
         for image in images:
-            waiting.append(as_rgb(image))
-            if len(waiting) == self.max_batch:
+            photo = image if self._on_gpu(image) else as_rgb(image)
+            if waiting and (len(waiting) == self.max_batch or self._on_gpu(waiting[0]) != self._on_gpu(photo)):
                 found += self._through(waiting)
                 waiting = []
+            waiting.append(photo)
         return found + (self._through(waiting) if waiting else [])
 
     def stream(
@@ -138,12 +148,28 @@ class Predictor:
         image, prepared = decoded.result()
         return image, prepared, self.execute(prepared)
 
-    def _through(self, images: Sequence[np.ndarray]) -> list[Detections]:
+    def _on_gpu(self, image: Any) -> bool:
+        """Whether a photo stays on the GPU. ImageError where it is there and cannot."""
+        if isinstance(image, (np.ndarray, str, Path)):
+            return False
+        from .backends.device_arrays import on_device
+
+        if not on_device(image):
+            return False
+        if self._gpu is None:
+            raise ImageError(
+                "a photo on the GPU: load(…, resize_on_gpu=True) takes it where it is; or copy it to NumPy"
+            )
+        return True
+
+    def _through(self, images: Sequence[Any]) -> list[Detections]:
         prepared = self.prepare(images)
         return self.finish(prepared, self.execute(prepared))
 
-    def prepare(self, images: Sequence[np.ndarray]) -> Prepared:
-        """First step: RGB uint8 arrays onto the canvas."""
+    def prepare(self, images: Sequence[Any]) -> Prepared:
+        """First step: RGB uint8 arrays onto the canvas; all in the host's memory, or all on the GPU."""
+        if self._gpu is not None and len(images) and self._on_gpu(images[0]):
+            return Prepared(*self._gpu.place(self.canvas, images))
         return Prepared(*self.canvas.place(images))
 
     def execute(self, prepared: Prepared) -> dict[str, np.ndarray]:
@@ -208,6 +234,8 @@ class Predictor:
     def close(self) -> None:
         """Frees the engine; calls afterwards raise BackendError."""
         self.runner.close()
+        if self._gpu is not None:
+            self._gpu.close()
 
     def __enter__(self) -> Predictor:
         return self

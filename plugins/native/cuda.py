@@ -40,6 +40,7 @@ FLAGS = {
     "detections": ("--fmad=false",),
     "mask_paste": ("--fmad=false",),
     "max_unpool": (),
+    "resize": ("--fmad=false",),
 }
 
 

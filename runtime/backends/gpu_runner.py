@@ -20,13 +20,13 @@ class PooledRunner:
     """Runs by the contract of `Runner`; inputs may also lie on the GPU already.
 
     Each thread that runs takes a worker (stream, sessions, buffers); workers are made when they are needed, and kept.
-    A subclass sets `_cuda` before the first worker is taken, and says what a worker's sessions are.
+    A subclass sets `cuda` before the first worker is taken, and says what a worker's sessions are.
 
     Args:
         workers: most requests at once; each has its own GPU memory. ValueError below 1.
     """
 
-    _cuda: Cuda
+    cuda: Cuda
     _never_a_graph: str | None = None
     """Why none of the requests can be captured, where that is known beforehand."""
 
@@ -44,7 +44,7 @@ class PooledRunner:
     def _new_worker(self) -> Worker:
         sessions = self._sessions()
         try:
-            return Worker(sessions, self._cuda, self._cuda.stream(), self._never_a_graph)
+            return Worker(sessions, self.cuda, self.cuda.stream(), self._never_a_graph)
         except BackendError:
             sessions.close()
             raise
@@ -61,7 +61,7 @@ class PooledRunner:
             found = getattr(values[name], "dtype", None)
             if isinstance(values[name], np.ndarray) and found != dtype:
                 raise BackendError(f"{self.name}: {name}: expected {dtype}, found {found} {list(values[name].shape)}")
-        self._cuda.make_current()
+        self.cuda.make_current()
         worker = self._pool.take()
         try:
             return worker.run(values)
@@ -69,7 +69,7 @@ class PooledRunner:
             self._pool.give(worker)
 
     def close(self) -> None:
-        self._cuda.make_current()
+        self.cuda.make_current()
         self._pool.close()
 
 

@@ -50,7 +50,7 @@ class StagedCudaRunner(PooledRunner):
         kernels: Kernels | None = None,
     ) -> None:
         super().__init__(engine.name, workers)
-        self._cuda, self._engine = cuda, engine
+        self.cuda, self._engine = cuda, engine
         profiles = [profile["images"] for profile in artifact.profiles]
         canvas = manifest.canvas
         usual = tuple(profiles[0]["opt"]) if profiles else (1, canvas.height, canvas.width, 3)
@@ -83,28 +83,28 @@ class StagedCudaRunner(PooledRunner):
         }
 
     def _upload(self, arrays: Mapping[str, np.ndarray]) -> None:
-        stream = self._cuda.stream()
+        stream = self.cuda.stream()
         try:
             for name, array in arrays.items():
                 if array.dtype.name not in SIZES:
                     raise BackendError(
                         f"{name}: constants of type {array.dtype} are not known; export the bundle again"
                     )
-                address = self._cuda.allocate(array.nbytes)
+                address = self.cuda.allocate(array.nbytes)
                 self._constants[name] = GpuArray(address, array.shape, array.dtype.name)
-                host = self._cuda.pinned(array.nbytes)
+                host = self.cuda.pinned(array.nbytes)
                 try:
                     host[:] = np.ascontiguousarray(array).view(np.uint8).ravel()
-                    self._cuda.upload(address, host, stream)
-                    self._cuda.synchronize(stream)
+                    self.cuda.upload(address, host, stream)
+                    self.cuda.synchronize(stream)
                 finally:
-                    self._cuda.free_pinned(host)
+                    self.cuda.free_pinned(host)
         finally:
-            self._cuda.free_stream(stream)
+            self.cuda.free_stream(stream)
 
     def _sessions(self) -> StagedSessions:
         return StagedSessions(
-            self.name, self._steps, self._stages, self._constants, self._layouts, self._engine, self._cuda,
+            self.name, self._steps, self._stages, self._constants, self._layouts, self._engine, self.cuda,
             self._kernels,
         )  # fmt: skip
 
@@ -112,7 +112,7 @@ class StagedCudaRunner(PooledRunner):
         for stage in self._stages.values():
             stage.close()
         for array in self._constants.values():
-            self._cuda.free(array.address)
+            self.cuda.free(array.address)
         self._stages.clear()
         self._constants.clear()
         self._kernels.close()

@@ -58,14 +58,14 @@ class TensorRTRunner(PooledRunner):
             raise ValueError(f"flavour {flavour!r}: expected {' or '.join(LIBRARIES)}")
         super().__init__(flavour, workers)
         certificate = certificate or {}
-        self._cuda = open_cuda() if cuda is None else cuda
-        self._cuda.make_current()
+        self.cuda = open_cuda() if cuda is None else cuda
+        self.cuda.make_current()
         trt = import_library(flavour) if trt is None else trt
         if certificate.get("plugins"):
             from regionrt.runtime.engine_plugins.registration import register_to_load
 
-            register_to_load(trt, certificate["plugins"], self._cuda)
-        self._engine = open_engine(Path(path), trt, self._cuda, allow_host_code)
+            register_to_load(trt, certificate["plugins"], self.cuda)
+        self._engine = open_engine(Path(path), trt, self.cuda, allow_host_code)
         if self._engine.inputs != INPUTS:
             expected, found = ({name: str(dtype) for name, dtype in of.items()} for of in (INPUTS, self._engine.inputs))
             raise BackendError(f"{path}: expected the inputs {expected}, found {found}; this is no detector of ours")
@@ -79,13 +79,13 @@ class TensorRTRunner(PooledRunner):
         self.max_batch = max(profile.most["images"][0] for profile in self._engine.profiles)
         self.about = {
             "library": f"{trt.__name__} {trt.__version__}",
-            "device": f"{self._cuda.device_name} (compute capability {self._cuda.compute_capability})",
-            "cuda": self._cuda.library,
+            "device": f"{self.cuda.device_name} (compute capability {self.cuda.compute_capability})",
+            "cuda": self.cuda.library,
             "workers": workers,
         }
 
     def _sessions(self) -> EngineSessions:
-        return EngineSessions(self._engine, self._cuda)
+        return EngineSessions(self._engine, self.cuda)
 
 
 def import_library(flavour: str) -> ModuleType:

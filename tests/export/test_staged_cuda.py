@@ -331,6 +331,30 @@ def test_load_opens_the_engines_of_all_stages(device):
     np.testing.assert_allclose(found.scores, wanted["scores"][0, : len(found)], atol=1e-5)
 
 
+def test_photos_on_the_gpu_are_resized_there_to_the_same_bytes(device):
+    _, bundle, machine = device
+    photos = [np.ascontiguousarray(photo) for _, photo in IMAGES]
+    with rt.load(bundle, resize_on_gpu=True) as predict:
+        wanted = predict.batch(photos)
+        uploads = machine.driver.counts["cuMemcpyHtoDAsync"]
+        there = [OnGpu(machine.driver, photo) for photo in photos]
+        found = predict(there[0])
+        assert machine.driver.counts["cuMemcpyHtoDAsync"] == uploads + 1, "the valid size, and no canvas"
+        mixed = predict.batch([there[0], photos[1], *there[2:]])
+    for one, expected in zip([found, *mixed], [wanted[0], *wanted], strict=True):
+        np.testing.assert_array_equal(one.boxes_xyxy, expected.boxes_xyxy)
+        np.testing.assert_array_equal(one.scores, expected.scores)
+    assert len(wanted[0]) > 0
+    with rt.load(bundle) as predict, pytest.raises(rt.ImageError, match=r"resize_on_gpu=True"):
+        predict(there[0])
+
+
+def test_resizing_on_a_gpu_is_for_artefacts_that_run_on_one(small):
+    _, bundle = small
+    with pytest.raises(BackendError, match="takes its canvas from the host's memory"):
+        rt.load(bundle, backend="onnxruntime", resize_on_gpu=True)
+
+
 def test_each_engine_is_looked_at_before_it_is_loaded(device):
     _, bundle, machine = device
     path = bundle / "engines" / "dense_1.engine"

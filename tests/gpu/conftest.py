@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -64,8 +63,3 @@ def gpu(request: pytest.FixtureRequest) -> Any:
     fake = FakeGpu()
     fake.large, fake.torch_device = False, "cpu"
     return fake
-
-
-def ops_with_tests() -> set[str]:
-    """Ops that have a file of tests here."""
-    return {path.stem.removeprefix("test_gpu_") for path in Path(__file__).parent.glob("test_gpu_*.py")}
