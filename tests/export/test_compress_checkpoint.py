@@ -146,4 +146,4 @@ def test_training_goes_on_from_a_compressed_checkpoint(whole, photos, tmp_path):
     train("faster_rcnn", DATA, tmp_path / "again", TrainOptions(epochs=1, **quick))
     again = TrainOptions(epochs=1, **quick, resume=True)
     train("faster_rcnn", DATA, tmp_path / "again", again, report=rows.append)
-    assert rows == [], "a finished run that goes on has nothing left to do"
+    assert not [row for row in rows if "epoch" in row], "a finished run that goes on has nothing left to do"
