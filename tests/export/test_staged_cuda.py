@@ -188,7 +188,7 @@ class OnGpu:
         }  # fmt: skip
 
 
-def test_arrays_on_the_gpu_are_read_where_they_are(small, tmp_path):
+def test_arrays_on_the_gpu_are_replayed_without_the_host(small, tmp_path):
     exported, bundle = small
     machine = Machine.of(bundle, tmp_path)
     runner = machine.runner()
@@ -199,6 +199,7 @@ def test_arrays_on_the_gpu_are_read_where_they_are(small, tmp_path):
     found = runner.run(*(OnGpu(machine.driver, array) for array in second))
     check(found, wanted_of(exported, *second))
     assert machine.driver.counts["cuMemcpyHtoDAsync"] == uploads
+    assert runner.replayed == 2
     check(runner.run(*first), wanted_of(exported, *first))  # its own memory again, in the graph too
     with pytest.raises(BackendError, match=r"images: expected uint8 on the GPU, found float32 \[1, 64, 96, 3\]"):
         runner.run(OnGpu(machine.driver, second[0].astype(np.float32)), second[1])
