@@ -111,7 +111,11 @@ class OwnNet:
                 self._eager_ms[precision] = self._time(requests[precision], canvases)
             except Exception as error:
                 self._note = f"PyTorch {precision} is not timed: {told(error)}"
-        return module.cpu(), [canvas.cpu().numpy() for canvas in canvases], expected
+        module = module.cpu()
+        del requests  # with their copies of the module
+        if self._setting.device == "cuda":
+            torch.cuda.empty_cache()  # the memory is for the engines' processes
+        return module, [canvas.cpu().numpy() for canvas in canvases], expected
 
     def _time(self, request: Callable[[torch.Tensor], object], canvases: Sequence[torch.Tensor]) -> float:
         """Median milliseconds."""
