@@ -16,7 +16,7 @@ help:
 	@echo "                  kernels' sources where the runtime compiles them from"
 	@echo "make gpu          our CUDA kernels on this machine's NVIDIA GPU, beside PyTorch: bench/results/gpu-<device>.md; needs"
 	@echo "                  no environment, only torch, torchvision, cuda-python and NVRTC in \$$(PYTHON); engines of"
-	@echo "                  TensorRT where it imports: of nets exported with regionrt[export], or BUNDLE=FOLDER"
+	@echo "                  TensorRT where it imports: of nets exported with regionrt[train,export], or BUNDLE=FOLDER"
 	@echo "make plugins-so TENSORRT_INCLUDE=DIR [CUDA=DIR] [ARCHITECTURES=87]"
 	@echo "                  the library of our TensorRT plugins, for JetPack 6, trtexec and C++ programs (needs nvcc)"
 	@echo "make demo         the whole road on data it makes itself; the results go to demo/"

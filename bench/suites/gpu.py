@@ -4,7 +4,7 @@ torchvision, cuda-python and NVRTC installed.
 `python3 -m regionrt.bench.suites.gpu --out FOLDER` writes gpu-<device>.json (format `regionrt-gpu/1`) and the same
 as Markdown, anew after each part. Parts: correctness against reference.py and torchvision, single ops, whole
 detectors, engine libraries. What cannot be measured stands in the table with its reason. Engines are built from nets
-that are exported here, which needs `regionrt[export]`, and from bundles made elsewhere (`--bundle FOLDER`).
+that are exported here, which needs `regionrt[train,export]`, and from bundles made elsewhere (`--bundle FOLDER`).
 """
 
 from __future__ import annotations

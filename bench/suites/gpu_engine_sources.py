@@ -83,7 +83,7 @@ class OwnNet:
             from regionrt.export.bundle import ExportOptions, Prepared, export_bundle
         except ImportError as error:
             raise BenchError(
-                f"no bundle can be exported here ({error}): pip install 'regionrt[export]', or measure one that was "
+                f"no bundle can be exported here ({error}): pip install 'regionrt[train,export]', or measure one that was "
                 "made elsewhere with --bundle FOLDER"
             ) from error
         if self._opened is None:

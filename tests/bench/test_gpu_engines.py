@@ -221,7 +221,9 @@ def test_without_onnx_a_row_says_what_to_do(own_net, no_libraries, bundle, monke
     assert [row.way for row in rows] == [STAGED, PORTABLE, EVERY_WAY, EVERY_WAY]
     assert rows[1].median_ms
     for row in rows[2:]:
-        assert "pip install 'regionrt[export]', or measure one that was made elsewhere with --bundle" in row.failed
+        assert (
+            "pip install 'regionrt[train,export]', or measure one that was made elsewhere with --bundle" in row.failed
+        )
 
 
 def test_when_time_is_up_nothing_is_begun(own_net, no_libraries, bundle, monkeypatch, tmp_path) -> None:
