@@ -83,8 +83,8 @@ class OwnNet:
             from regionrt.export.bundle import ExportOptions, Prepared, export_bundle
         except ImportError as error:
             raise BenchError(
-                f"no bundle can be exported here ({error}): pip install 'regionrt[train,export]', or measure one that was "
-                "made elsewhere with --bundle FOLDER"
+                f"no bundle can be exported here ({error}): pip install 'regionrt[train,export]', or measure one that "
+                "was made elsewhere with --bundle FOLDER"
             ) from error
         if self._opened is None:
             self._opened = self._run_eager()
