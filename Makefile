@@ -16,7 +16,8 @@ help:
 	@echo "make native       the CPU ops, compiled anew where their sources changed (needs a C++ compiler), and the CUDA"
 	@echo "                  kernels' sources where the runtime compiles them from"
 	@echo "make gpu          our CUDA kernels on this machine's NVIDIA GPU, beside PyTorch: bench/results/gpu-<device>.md; needs"
-	@echo "                  no environment, only torch, torchvision, cuda-python and NVRTC in \$$(PYTHON)"
+	@echo "                  no environment, only torch, torchvision, cuda-python and NVRTC in \$$(PYTHON); engines of"
+	@echo "                  TensorRT where it imports: of nets exported with regionrt[train,export], or BUNDLE=FOLDER"
 	@echo "make plugins-so TENSORRT_INCLUDE=DIR [CUDA=DIR] [ARCHITECTURES=87]"
 	@echo "                  the library of our TensorRT plugins, for JetPack 6, trtexec and C++ programs (needs nvcc)"
 	@echo "make demo         the whole road on data it makes itself; the results go to demo/"
@@ -47,7 +48,7 @@ $(NATIVE): $(NATIVE_SOURCES)
 	@$(PYTHON) plugins/native/build.py
 
 gpu: $(KERNELS)
-	$(PYTHON) -m regionrt.bench.suites.gpu --out bench/results
+	$(PYTHON) -m regionrt.bench.suites.gpu --out bench/results $(if $(BUNDLE),--bundle "$(BUNDLE)")
 
 # On a device: no virtual environment is needed, only Python, a C++ compiler, nvcc and TensorRT's headers.
 plugins-so:
