@@ -9,7 +9,8 @@ from typing import Any
 from .bundle import Artifact
 from .errors import BackendError
 
-_POOLING = "RegionRoiAlign"
+_POOLINGS = ("RegionRoiAlign", "RegionRoiPool")
+"""Give rows [R, 1, C, h, w], which the kernels give channels last."""
 Profile = Mapping[str, Mapping[str, Sequence[int]]]
 
 
@@ -52,7 +53,7 @@ def parts_of(source: Artifact) -> list[Part]:
     profiles = source.profiles or (batch_one(source),)
     if source.form != "staged":
         return [Part(source.files[0], tuple(profiles))]
-    pooled = {name for op in source.ops_between if op["op"] == _POOLING for name in op["outputs"]}
+    pooled = {name for op in source.ops_between if op["op"] in _POOLINGS for name in op["outputs"]}
     parts = []
     for stage in source.stages:
         last = tuple(name for name in stage["inputs"] if name in pooled and name not in stage["channels_last"])

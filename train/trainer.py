@@ -20,6 +20,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
+from tqdm import tqdm
 
 from regionrt.runtime.atomic import replace_file
 
@@ -28,6 +29,7 @@ from .checkpoint import Checkpoint, load_weights, write_checkpoint
 from .data.semantic import median_frequency_weights
 from .initial import checkpoint_to_start_from, frozen_modules, init_backbone
 from .models import MODELS, ModelError, build_model
+from .models.proposal_net import usually_frozen
 from .models.torchvision_models import BACKBONE_OF
 from .options import TrainError, TrainOptions
 from .run_folder import RunFolder
@@ -93,17 +95,18 @@ def train(
             report({"note": note})
     if start is not None:
         load_weights(module, start.state_dict, str(options.start))
-    held = frozen_modules(module, options.freeze)
+    held = frozen_modules(module, _frozen(module, options))
     if options.balance:
         weights = torch.from_numpy(median_frequency_weights(training_data))
         module.register_buffer("class_weights", weights, persistent=False)
-    items = task.items(training_data, task.canvas_of(module), options.augmentation(), options.seed)
+    items = task.items(module, training_data, options.augmentation(), options.seed)
 
     folder = RunFolder(out)
     asked = {"model": model, "config": full, "labels": list(labels), "data": str(data), "options": options.to_json()}
     # With DDP this function runs in every process; the first one is there before Lightning starts the others.
     leading = rank_zero_only.rank == 0
     resuming = folder.open(asked, options.resume) if leading else options.resume and folder.state.exists()
+    _prepare(task, module, [data for data in (training_data, validation) if data is not None], options)
     report({"groups": [group.row() for group in groups_of(module, options)]})
     keep = _EpochEnd(folder, Checkpoint(model, full, labels, {}), task, validation, options, report)
     with _quiet():
@@ -127,6 +130,24 @@ def train(
         with _stops_as_usual(trainer):
             trainer.fit(training, ckpt_path=folder.state if resuming else None, weights_only=True)
     return folder.best
+
+
+def _frozen(module: nn.Module, options: TrainOptions) -> Sequence[str]:
+    """What --freeze names; without it what nets on proposals do not fine-tune of weights that --init brought."""
+    if options.freeze:
+        return () if options.freeze == ("none",) else options.freeze
+    return usually_frozen(module) if options.init is not None else ()
+
+
+def _prepare(task: Task, module: nn.Module, data: Sequence[Any], options: TrainOptions) -> None:
+    """What the task computes before the first epoch, under a bar."""
+    with tqdm(desc="prepare", unit="image", leave=False, disable=not options.progress) as bar:
+
+        def tell(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        task.prepare(module, data, tell)
 
 
 @contextmanager

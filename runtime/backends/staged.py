@@ -15,6 +15,7 @@ import numpy as np
 from regionrt.runtime import native
 from regionrt.runtime.bundle import Artifact, Manifest
 from regionrt.runtime.errors import BackendError
+from regionrt.runtime.inputs import inputs_of, request_of
 
 from .staged_steps import OUTPUTS, checked_stages, in_order, read_constants
 
@@ -102,7 +103,8 @@ class StagedRunner:
         types = {stage.feature_type for stage in self._stages.values()}
         (self._feature_type,) = types or {np.dtype(np.float32)}
         constants = read_constants(manifest, artifact)
-        self.steps = in_order([*artifact.stages], [*artifact.ops_between], set(constants))
+        self._inputs = inputs_of(artifact.inputs)
+        self.steps = in_order([*artifact.stages], [*artifact.ops_between], {*self._inputs, *constants})
         self._constants = constants
         self._counts_of = {
             name: op["inputs"][-1] for op in artifact.ops_between for name in op["outputs"] if _is_pooling(op)
@@ -118,19 +120,20 @@ class StagedRunner:
         self._lock = threading.Lock()
         self._closed = False
 
-    def run(self, images: np.ndarray, image_sizes: np.ndarray) -> dict[str, np.ndarray]:
-        return self._run(images, image_sizes, None)
+    def run(self, images: np.ndarray, image_sizes: np.ndarray, **proposals: np.ndarray) -> dict[str, np.ndarray]:
+        return self._run(request_of(self._inputs, images, image_sizes, proposals), None)
 
-    def profile(self, images: np.ndarray, image_sizes: np.ndarray) -> dict[str, float]:
+    def profile(self, images: np.ndarray, image_sizes: np.ndarray, **proposals: np.ndarray) -> dict[str, float]:
         """Seconds spent in each step of one run, by the step's name."""
         spent: dict[str, float] = {}
-        self._run(images, image_sizes, lambda name, seconds: spent.__setitem__(name, seconds))
+        request = request_of(self._inputs, images, image_sizes, proposals)
+        self._run(request, lambda name, seconds: spent.__setitem__(name, seconds))
         return spent
 
     def _run(
-        self, images: np.ndarray, image_sizes: np.ndarray, tell: Callable[[str, float], None] | None
+        self, request: Mapping[str, np.ndarray], tell: Callable[[str, float], None] | None
     ) -> dict[str, np.ndarray]:
-        values: dict[str, Any] = {**self._constants, "images": images, "image_sizes": image_sizes}
+        values: dict[str, Any] = {**self._constants, **request}
         with self._worker() as worker:
             for step in self.steps:
                 start = time.perf_counter()
