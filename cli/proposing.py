@@ -46,12 +46,13 @@ def proposals(
         console.print_json({**asdict(found), "computed": computed, "search": search.to_json(), "ious": list(IOUS)})
         return
     shown = (0.5, 0.6, 0.7, 0.8, 0.9)
-    title = f"{data} on {split}, {found.images} images, {found.boxes_per_image:.0f} boxes each: recall by IoU (%)"
+    console.say(
+        f"{data}, {split}: {found.images} images, {found.boxes_per_image:.0f} boxes each, {computed} searched now"
+    )
     rows = [
         [name, str(found.objects[name]), *(f"{100 * shares[IOUS.index(iou)]:.1f}" for iou in shown)]
         for name, shares in found.by_iou.items()
     ]
-    console.table(title, ["class", "objects", *map(str, shown)], rows)
+    console.table("recall by IoU, %", ["class", "objects", *map(str, shown)], rows)
     curve = [[str(count), f"{100 * share:.1f}"] for count, share in found.by_count]
-    console.table("recall at IoU 0.5 by the number of boxes", ["boxes", "recall"], curve)
-    console.say(f"{computed} of {found.images} images were searched, the others were known")
+    console.table("at IoU 0.5", ["boxes", "recall"], curve)

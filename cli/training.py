@@ -36,8 +36,7 @@ def train(
     data: Data,
     out: Annotated[Path, typer.Option(metavar="RUN", help="run folder: best.pt, last.pt, log.csv")],
     backbone: Annotated[
-        str | None,
-        typer.Option(help="squeezenet1_1, mobilenet_v2, vgg16, alexnet, mobilenet_v3_large, resnet18, resnet50"),
+        str | None, typer.Option(help="squeezenet1_1, mobilenet_v2, vgg16, alexnet, mobilenet_v3_large, resnet18 or 50")
     ] = None,
     size: Size = None,
     epochs: int = 20,

@@ -35,7 +35,7 @@ class ExportableProposalNet(nn.Module):
         module, heads = self.module, self.module.heads
         feature = module.features(normalised(module, images, image_sizes))
         pooled = module.pool(feature, proposals, proposal_counts)  # [N, P, …]
-        logits, deltas = module.head(pooled.flatten(0, 1))
+        logits, deltas = module.classify(pooled.flatten(0, 1))
         rows = proposals.shape[1]
         number, boxes, scores, labels, _, overflow = detections(
             logits.unflatten(0, (-1, rows)).float(),

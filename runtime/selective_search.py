@@ -75,6 +75,14 @@ class SelectiveSearch:
             raise BundleError(str(error)) from error
 
 
+def in_one_thread() -> None:
+    """For processes that search beside each other. Without OpenCV nothing: the search says so."""
+    try:
+        _opencv().setNumThreads(1)
+    except BackendError:
+        return
+
+
 def _ranked(boxes: np.ndarray) -> np.ndarray:
     """Each box once, by a random number times its place when the largest is the first (IJCV 2013, section 4.1)."""
     boxes = np.unique(boxes, axis=0)

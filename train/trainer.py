@@ -33,6 +33,7 @@ from .models.proposal_net import usually_frozen
 from .models.torchvision_models import BACKBONE_OF
 from .options import TrainError, TrainOptions
 from .run_folder import RunFolder
+from .svms import svms_into
 from .tasks import TASKS, Task
 from .torch_runner import torch_predictor
 from .transfer import groups_of, optimizer_for, schedule_for
@@ -106,7 +107,8 @@ def train(
     # With DDP this function runs in every process; the first one is there before Lightning starts the others.
     leading = rank_zero_only.rank == 0
     resuming = folder.open(asked, options.resume) if leading else options.resume and folder.state.exists()
-    _prepare(task, module, [data for data in (training_data, validation) if data is not None], options)
+    with _bar("prepare", options) as tell:
+        task.prepare(module, [data for data in (training_data, validation) if data is not None], tell)
     report({"groups": [group.row() for group in groups_of(module, options)]})
     keep = _EpochEnd(folder, Checkpoint(model, full, labels, {}), task, validation, options, report)
     with _quiet():
@@ -129,6 +131,11 @@ def train(
         training = _Training(module, task, items, held, options)
         with _stops_as_usual(trainer):
             trainer.fit(training, ckpt_path=folder.state if resuming else None, weights_only=True)
+    if trainer.is_global_zero and full.get("classifier") == "svm":
+        with _bar("SVMs", options) as tell:
+            module = svms_into(folder.best, training_data, options.seed, tell)
+        found = keep.evaluated(module) if validation is not None else {}
+        report({"note": f"best.pt has SVMs and ridge regressors now{_told(found)}; last.pt has the softmax"})
     return folder.best
 
 
@@ -139,15 +146,20 @@ def _frozen(module: nn.Module, options: TrainOptions) -> Sequence[str]:
     return usually_frozen(module) if options.init is not None else ()
 
 
-def _prepare(task: Task, module: nn.Module, data: Sequence[Any], options: TrainOptions) -> None:
-    """What the task computes before the first epoch, under a bar."""
-    with tqdm(desc="prepare", unit="image", leave=False, disable=not options.progress) as bar:
+def _told(found: Mapping[str, float | None]) -> str:
+    return "".join(f", {name} {value:.4f}" for name, value in found.items() if value and name in ("AP", "AP50"))
+
+
+@contextmanager
+def _bar(what: str, options: TrainOptions) -> Iterator[Callable[[int, int], None]]:
+    """A bar for (images done, images in all)."""
+    with tqdm(desc=what, unit="image", leave=False, disable=not options.progress) as bar:
 
         def tell(done: int, total: int) -> None:
             bar.total = total
             bar.update(done - bar.n)
 
-        task.prepare(module, data, tell)
+        yield tell
 
 
 @contextmanager
@@ -272,7 +284,7 @@ class _EpochEnd(pl.Callback):
         row |= {name: total / max(pl_module.steps, 1) for name, total in pl_module.sums.items()}
         every = self.options.evaluate_every
         if self.validation is not None and (epoch % every == 0 or epoch == self.options.epochs):
-            metrics = self._evaluate(pl_module.module) if trainer.is_global_zero else None
+            metrics = self.evaluated(pl_module.module) if trainer.is_global_zero else None
             row |= trainer.strategy.broadcast(metrics)
         row["seconds"] = time.monotonic() - self.started
         self.rows.append(row)
@@ -287,7 +299,8 @@ class _EpochEnd(pl.Callback):
         if self.options.early_stop and self._epochs_without_better() >= self.options.early_stop:
             trainer.should_stop = True
 
-    def _evaluate(self, module: nn.Module) -> dict[str, float | None]:
+    def evaluated(self, module: nn.Module) -> dict[str, float | None]:
+        """Figures of the validation split."""
         assert self.validation is not None
         module.eval()  # the next epoch's start sets the training mode again
         with torch.autocast("cpu", enabled=False), warnings.catch_warnings():

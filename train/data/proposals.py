@@ -20,13 +20,14 @@ from regionrt.runtime.atomic import replace_file
 from regionrt.runtime.cache import cache_folder
 from regionrt.runtime.errors import OutputError
 from regionrt.runtime.machine import usable_cores
-from regionrt.runtime.selective_search import SelectiveSearch
+from regionrt.runtime.selective_search import SelectiveSearch, in_one_thread
 
 from .sample import DetectionData
 
 Progress = Callable[[int, int], None]
 IOUS = tuple(round(0.5 + 0.05 * i, 2) for i in range(10))
 COUNTS = (50, 100, 200, 500, 1000, 2000)
+_FEW = 8  # images that starting processes for would take longer than searching them
 _VERSION = 1  # of what is kept: another one where the same options give other boxes
 
 
@@ -92,7 +93,8 @@ def compute_proposals(
 ) -> int:
     """Fill the cache for the first `most_images` (None: all) of a split; how many had to be computed.
 
-    workers: processes; None: one for each usable core. progress: called with (images done, images in all).
+    workers: processes; None: one for each usable core, or none where images are few. progress: called with (images
+    done, images in all).
     Raises BackendError without OpenCV, and what the data raises.
     """
     kept = KeptProposals(search)
@@ -100,7 +102,8 @@ def compute_proposals(
     progress(0, total)
     images = (data[index].image() for index in range(total))
     computed = 0
-    for done, (image, boxes) in enumerate(_searched(kept, images, workers or usable_cores()), start=1):
+    workers = workers or (usable_cores() if total > _FEW else 1)
+    for done, (image, boxes) in enumerate(_searched(kept, images, workers), start=1):
         if boxes is not None:
             kept.keep(image, boxes)
             computed += 1
@@ -118,7 +121,7 @@ def _searched(
         return
     context = multiprocessing.get_context("spawn")  # a fork of a process with threads may hang
     waiting: dict[Future[np.ndarray], np.ndarray] = {}
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_one_thread) as pool:
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=in_one_thread) as pool:
         try:
             for image in images:
                 if kept.known(image) is not None:
@@ -136,14 +139,6 @@ def _searched(
 def _finished(waiting: dict[Future[np.ndarray], np.ndarray]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     for future in wait(waiting, return_when=FIRST_COMPLETED).done:
         yield waiting.pop(future), future.result()
-
-
-def _one_thread() -> None:
-    try:
-        import cv2
-    except ImportError:
-        return  # the search says so
-    cv2.setNumThreads(1)
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,9 @@ def losses(
 ) -> dict[str, Tensor]:
     """`loss_class`, log loss over K + 1 classes, and `loss_box`, smooth L1 of the foreground's deltas, weighted.
 
-    Both are means over all sampled regions. targets: per image `boxes` float [n, 4] (canvas px), `labels` int64 [n],
-    `proposals` float [m, 4]. The objects' own boxes are proposals too. A batch without any costs nothing.
+    Both are means over all sampled regions; where SVMs and ridge regression come later, the classes' alone. targets:
+    per image `boxes` float [n, 4] (canvas px), `labels` int64 [n], `proposals` float [m, 4]. The objects' own boxes are
+    proposals too. A batch without any costs nothing.
     """
     x = normalised(module, images, image_sizes)
     sampled = [_sampled({k: v.to(x.device) for k, v in target.items()}, module.config) for target in targets]
@@ -28,11 +29,14 @@ def losses(
         rois[n, : counts[n]] = boxes
     pooled = module.pool(module.features(x), rois, torch.tensor(counts, dtype=torch.int32, device=x.device))
     real = torch.arange(most, device=x.device) < torch.tensor(counts, device=x.device)[:, None]
+    alone = module.config.classifier == "svm"
     if not real.any():
         zero = pooled.sum() * 0
-        return {"loss_class": zero, "loss_box": zero}
-    logits, deltas = (value.float() for value in module.head(pooled[real]))
+        return {"loss_class": zero} if alone else {"loss_class": zero, "loss_box": zero}
+    logits, deltas = (value.float() for value in module.classify(pooled[real]))
     labels = torch.cat([labels for _, labels, _ in sampled])
+    if alone:
+        return {"loss_class": F.cross_entropy(logits, labels)}
     wanted = module.heads.box_coder.encode([objects for _, _, objects in sampled], [boxes for boxes, _, _ in sampled])
     foreground = torch.where(labels > 0)[0]
     own = deltas.unflatten(1, (-1, 4))[foreground, labels[foreground]]

@@ -37,6 +37,8 @@ class ProposalConfig(CanvasConfig):
     representation: width of fc6 and fc7. score, nms, detections: of the final boxes. Training: rois_per_image are
     sampled, the part `foreground` of them among those with IoU ≥ foreground_iou with an object, the others among those
     with an IoU in background_iou, [low, high). box_weight: λ of the boxes' loss. channels: of the map; None: its own.
+    classifier: "softmax", trained together with the boxes (Fast R-CNN); or "svm": a softmax is fine-tuned alone, then
+    SVMs take its place, and ridge regression finds the boxes from the pooled features (R-CNN, SPPnet).
     """
 
     size: tuple[int, int] = (384, 512)
@@ -56,6 +58,7 @@ class ProposalConfig(CanvasConfig):
     foreground_iou: float = 0.5
     background_iou: tuple[float, float] = (0.1, 0.5)
     box_weight: float = 1.0
+    classifier: str = "softmax"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -64,6 +67,8 @@ class ProposalConfig(CanvasConfig):
                 raise ModelError(f"{name} {getattr(self, name)}: give a number from 0 to 1")
         if len(self.background_iou) != 2 or not 0 <= self.background_iou[0] < self.background_iou[1] <= 1:
             raise ModelError(f"background_iou {list(self.background_iou)}: give the lowest IoU and the one above all")
+        if self.classifier not in ("softmax", "svm"):
+            raise ModelError(f'classifier {self.classifier!r}: give "softmax" or "svm"')
         if not self.box_weight >= 0:
             raise ModelError(f"box_weight {self.box_weight}: give 0 or more")
         try:
@@ -85,8 +90,7 @@ class Testing:
 class ProposalNet(nn.Module):
     """Normalised images [N, 3, H, W] and proposals [N, P, 4] (canvas px) -> class logits and box deltas of each.
 
-    `backbone` holds the layers that --init brings weights for, `head` all that is behind the pooling of regions: rows
-    [R, …] -> logits [R, K+1] and deltas [R, 4(K+1)].
+    `backbone` holds the layers that --init brings weights for, `head` the fully connected ones.
     """
 
     task = "proposal-detection"
@@ -112,9 +116,20 @@ class ProposalNet(nn.Module):
         """[N, P, …], differentiable where gradients are asked for; zero behind the counts."""
         raise NotImplementedError
 
+    def cells(self, rows: Tensor) -> Tensor:
+        """Pooled regions [R, …] -> what the fully connected layers read of them."""
+        return rows
+
+    def classify(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Pooled regions [R, …] -> class logits [R, K+1] and box deltas [R, 4(K+1)]."""
+        return self.head(self.cells(rows))
+
 
 class FullyConnected(nn.Module):
-    """fc6 and fc7 with ReLU and dropout, then the sibling layers (arXiv:1504.08083, section 2.1)."""
+    """fc6 and fc7 with ReLU and dropout, then the sibling layers (arXiv:1504.08083, section 2.1).
+
+    With SVMs the layer of the boxes reads what fc6 reads (arXiv:1311.2524, appendix C).
+    """
 
     def __init__(self, inputs: int, config: ProposalConfig, classes: int) -> None:
         super().__init__()
@@ -122,15 +137,21 @@ class FullyConnected(nn.Module):
         self.fc7 = nn.Linear(config.representation, config.representation)
         self.dropout = nn.Dropout(config.dropout)
         self.cls_score = nn.Linear(config.representation, classes)
-        self.bbox_pred = nn.Linear(config.representation, 4 * classes)
+        self.of_pooled = config.classifier == "svm"
+        self.bbox_pred = nn.Linear(inputs if self.of_pooled else config.representation, 4 * classes)
         for layer, std in ((self.cls_score, 0.01), (self.bbox_pred, 0.001)):  # section 2.3
             nn.init.normal_(layer.weight, std=std)
             nn.init.zeros_(layer.bias)
 
     def forward(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        x = self.dropout(F.relu(self.fc6(rows.flatten(1))))
-        x = self.dropout(F.relu(self.fc7(x)))
-        return self.cls_score(x), self.bbox_pred(x)
+        pooled = rows.flatten(1)
+        x = self.hidden(pooled)
+        return self.cls_score(x), self.bbox_pred(pooled if self.of_pooled else x)
+
+    def hidden(self, pooled: Tensor) -> Tensor:
+        """[R, representation]: what fc7 gives."""
+        x = self.dropout(F.relu(self.fc6(pooled)))
+        return self.dropout(F.relu(self.fc7(x)))
 
 
 def one_map(config: ProposalConfig) -> tuple[nn.Module, int]:
@@ -225,5 +246,5 @@ def _on_padding(module: ProposalNet, feature: Tensor, roi: Tensor, rows: Sequenc
 
 
 def _of_rows(module: ProposalNet, rows: Tensor) -> tuple[Tensor, Tensor]:
-    logits, deltas = module.head(rows)
+    logits, deltas = module.classify(rows)
     return logits.float(), deltas.float()  # boxes are decoded in the type of the deltas
