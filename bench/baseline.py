@@ -39,5 +39,6 @@ def torch_baseline(
         labels,
         thresholds | {"candidates": candidates} if "candidates" in thresholds else thresholds,
         max_batch=max_batch,
+        proposals=task.proposals_of(module),
         about={"form": str(form), "precision": form.precision},
     )

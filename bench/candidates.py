@@ -153,6 +153,7 @@ def _open(entry: Entry, manifest: Manifest, artifact: Artifact, threads: int) ->
                 "form": artifact.form,
                 "precision": artifact.precision,
                 "threads": threads,
+                "search": None if manifest.search is None else manifest.search.to_json(),
             }
             return
     reason = without_folders(reason)

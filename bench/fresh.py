@@ -33,18 +33,23 @@ def measure_fresh(
     """Facts about one candidate, or {"failed": why}: never an error, because a candidate that dies is a finding too.
 
     job: {"kind": "bundle", "path", "backend", "form", "precision", "threads"} or {"kind": "torch", "checkpoint",
-    "form", "canvas", "thresholds", "threads", "device"}. photos: RGB uint8; requests go over them in turn, and then,
-    after the memory was read, over a batch of each size of `batches`.
+    "form", "canvas", "thresholds", "threads", "device"}, and "search" of nets that take proposals. photos: RGB uint8;
+    requests go over them in turn, and then, after the memory was read, over a batch of each size of `batches`.
     Facts: load_s, first_request_s (both since the process started), peak_memory_bytes (null where it cannot be read).
     """
     import numpy as np
 
     import regionrt
+    from regionrt.runtime.selective_search import SelectiveSearch
+    from regionrt.train.data.proposals import KeptProposals
 
     from .environment import without_folders
 
     with tempfile.TemporaryDirectory() as scratch, open(Path(scratch, "stderr"), "w+b") as errors:
-        np.savez(Path(scratch, "photos.npz"), *photos)
+        kept = None if job.get("search") is None else KeptProposals(SelectiveSearch.from_json(job["search"]))
+        boxes = {f"proposals_{n}": kept(photo) for n, photo in enumerate(photos)} if kept is not None else {}
+        arrays: dict[str, Any] = {f"photo_{n}": photo for n, photo in enumerate(photos)} | boxes
+        np.savez(Path(scratch, "photos.npz"), **arrays)
         text = json.dumps({**job, "photos": str(Path(scratch, "photos.npz")), "batches": list(batches)})
         root = str(Path(regionrt.__file__).absolute().parent.parent)
         paths = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
@@ -119,18 +124,22 @@ def main() -> None:
     import numpy as np
 
     with np.load(job["photos"]) as stored:
-        photos = [stored[name] for name in stored.files]
+        photos = [stored[name] for name in stored.files if name.startswith("photo_")]
+        boxes = [stored[name] for name in stored.files if name.startswith("proposals_")]
+    most = predict.proposals.most if predict.proposals is not None else 0
+    given = [[found[:most]] for found in boxes] or [[] for _ in photos]  # what `predict` takes after a photo
     asked = time.perf_counter()
-    predict(photos[0])
+    predict(photos[0], *given[0])
     facts: dict[str, Any] = {
         "load_s": loaded - started,
         "first_request_s": loaded - started + time.perf_counter() - asked,
     }
-    for photo in photos:
-        predict(photo)
+    for photo, proposals in zip(photos, given, strict=True):
+        predict(photo, *proposals)
     facts["peak_memory_bytes"] = peak_memory_bytes()
     for size in job["batches"]:
-        predict.batch([photos[i % len(photos)] for i in range(size)])
+        places = [i % len(photos) for i in range(size)]
+        predict.batch([photos[i] for i in places], *([[given[i][0] for i in places]] if boxes else []))
     print(json.dumps(facts))
 
 

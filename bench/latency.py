@@ -10,6 +10,7 @@ import numpy as np
 
 from regionrt.runtime.clock import Timing, TimingOptions, measure
 from regionrt.runtime.predictor import Predictor
+from regionrt.train.data.proposals import kept_for
 
 from .schema import Latency, Ratio
 
@@ -34,6 +35,7 @@ class Requests:
     ) -> None:
         self.predict = predict
         self.photos = photos
+        self.proposals = kept_for(predict, photos)  # searching is no part of a request
         self.batch = batch
         self.mask_score = mask_score
         self.stages_ms: list[np.ndarray] = []  # [3] each: preprocess, run, postprocess
@@ -42,21 +44,23 @@ class Requests:
 
     def __call__(self) -> None:
         """Masks of detections above `mask_score` are pasted: a request ends with what a user would look at."""
-        photos = [self.photos[(self._next + k) % len(self.photos)] for k in range(self.batch)]
+        places = [(self._next + k) % len(self.photos) for k in range(self.batch)]
         self._next += self.batch
         spent = np.zeros(3)
         detections = 0
         for start in range(0, self.batch, self.predict.max_batch):
-            times, found = self._through(photos[start : start + self.predict.max_batch])
+            times, found = self._through(places[start : start + self.predict.max_batch])
             spent += times
             detections += found
         self.stages_ms.append(1e3 * spent)
         self.detections.append(detections)
 
-    def _through(self, photos: Sequence[np.ndarray]) -> tuple[np.ndarray, int]:
+    def _through(self, places: Sequence[int]) -> tuple[np.ndarray, int]:
         """Seconds in each stage, and how many detections are above `mask_score`."""
+        photos = [self.photos[place] for place in places]
+        proposals = [[boxes[place] for place in places] for boxes in self.proposals]
         start = time.perf_counter()
-        prepared = self.predict.prepare(photos)
+        prepared = self.predict.prepare(photos, *proposals)
         placed = time.perf_counter()
         outputs = self.predict.execute(prepared)
         ran = time.perf_counter()

@@ -12,6 +12,7 @@ from PIL import Image
 from regionrt.runtime.predictor import Predictor
 from regionrt.runtime.results import Detections
 from regionrt.runtime.semantic import SemanticMap
+from regionrt.train.data.proposals import kept_for
 
 from .schema import Panel, Picture
 
@@ -35,7 +36,10 @@ def pictures(
     """
     if not predictors:
         return ()
-    found = {name: [predict(photo).above(score) for photo in photos] for name, predict in predictors.items()}
+    found = {
+        name: [one.above(score) for one in predict.batch(photos, *kept_for(predict, photos))]
+        for name, predict in predictors.items()
+    }
     (first, *_), last = found.values(), list(found.values())[-1]
     apart = [disagreement(a, b) for a, b in zip(first, last, strict=True)]
     order = sorted(range(len(photos)), key=lambda i: -len(first[i]))

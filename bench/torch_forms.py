@@ -14,6 +14,7 @@ from torchvision.models.detection import FasterRCNN
 from regionrt.runtime.clock import TimingOptions
 from regionrt.runtime.image import Canvas
 from regionrt.runtime.predictor import Predictor
+from regionrt.train.models.proposal_net import ProposalNet
 from regionrt.train.tasks import task_of
 
 from . import figures
@@ -97,7 +98,8 @@ class TorchForms:
         tell = tell or (lambda text: None)
         tried: dict[TorchForm, Entry] = {EAGER: eager}
         failed: list[str] = []
-        for form in forms_to_try(self.device, whole=not isinstance(self.module, FasterRCNN)):
+        whole = not isinstance(self.module, (FasterRCNN, ProposalNet))
+        for form in forms_to_try(self.device, whole):
             named = f"{form} {form.precision}"
             fresh = None
             if form.compiled:
@@ -149,6 +151,7 @@ class TorchForms:
     def _job(self, form: TorchForm | str) -> dict[str, Any] | None:
         if self.checkpoint is None:
             return None
+        taken = task_of(self.module).proposals_of(self.module)
         return {
             "kind": "torch",
             "checkpoint": str(self.checkpoint.absolute()),
@@ -156,5 +159,6 @@ class TorchForms:
             "canvas": self.canvas.to_json(),
             "thresholds": dict(self.thresholds) if self.thresholds else None,
             "threads": self.threads,
+            "search": None if taken is None else taken.search.to_json(),
             "device": self.device,
         }

@@ -50,7 +50,7 @@ class TorchvisionForward(Predictor):
         self.autocast = form.autocast
         self.paste_masks = paste_masks
 
-    def prepare(self, images: Sequence[np.ndarray]) -> Prepared:
+    def prepare(self, images: Sequence[np.ndarray], proposals: Any = None) -> Prepared:
         """RGB uint8 arrays → float tensors 0…1 [3, H, W], as torchvision's examples do."""
         device = next(self.module.parameters()).device
         self._photos = [torch.from_numpy(image).to(device).permute(2, 0, 1).float() / 255 for image in images]

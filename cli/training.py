@@ -36,7 +36,7 @@ def train(
     data: Data,
     out: Annotated[Path, typer.Option(metavar="RUN", help="run folder: best.pt, last.pt, log.csv")],
     backbone: Annotated[
-        str | None, typer.Option(help="squeezenet1_1, mobilenet_v2, mobilenet_v3_large, resnet18, resnet50")
+        str | None, typer.Option(help="squeezenet1_1, mobilenet_v2, vgg16, alexnet, mobilenet_v3_large, resnet18 or 50")
     ] = None,
     size: Size = None,
     epochs: int = 20,
@@ -49,7 +49,7 @@ def train(
         Path | None, typer.Option("--from", metavar="CKPT", help="go on from this checkpoint, e.g. a compressed one")
     ] = None,
     freeze: Annotated[
-        str | None, typer.Option(metavar="LAYERS", help="comma-separated, e.g. backbone (a feature extractor)")
+        str | None, typer.Option(metavar="LAYERS", help="comma-separated, e.g. backbone (a feature extractor), or none")
     ] = None,
     backbone_lr: Annotated[float | None, typer.Option(help="fine-tuning: rate of the backbone's layers")] = None,
     schedule: Annotated[str, typer.Option(help="of the rates: one-cycle, poly or constant")] = "one-cycle",

@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 from torch import nn
+from torchvision.models.detection import FasterRCNN
 
 from regionrt.runtime.atomic import replace_folder
 from regionrt.runtime.bundle import MANIFEST, Artifact, Manifest, is_bundle, sha256_of
 from regionrt.runtime.image import Canvas
+from regionrt.runtime.selective_search import SelectiveSearch
 from regionrt.train.checkpoint import Checkpoint, module_from_checkpoint
 from regionrt.train.models import ModelError
 from regionrt.train.tasks import Task, task_of
@@ -160,7 +162,8 @@ def export_bundle(
             if found.quantization is None:
                 found.quantization = quantization_of(
                     abstract, canvas, photos, options.precision, method=options.calibration,
-                    most_error=options.most_error, progress=lambda text, done: tell(text, 0.2 + 0.5 * done),
+                    most_error=options.most_error, proposals=task.proposals_of(ready),
+                    progress=lambda text, done: tell(text, 0.2 + 0.5 * done),
                 )  # fmt: skip
             quantization = found.quantization.keeping(options.keep, layer_names(abstract))
             table = quantization.to_json(layer_names(abstract))
@@ -200,6 +203,7 @@ def export_bundle(
                 files={},
                 artifacts=tuple(artifacts),
                 checkpoint_sha256=checkpoint_hash,
+                search=_search_of(task, ready),
                 created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
                 versions={name: version(name) for name in ("regionrt", "torch", "torchvision", "onnx", "onnxscript")},
             )
@@ -226,7 +230,7 @@ def _task_of(module: nn.Module) -> Task:
     except ModelError as error:
         check_supported(module)  # says what it is instead
         raise ExportError(str(error)) from error
-    (check_dense if task.name in DENSE_TASKS else check_supported)(module)
+    (check_supported if isinstance(module, FasterRCNN) else check_dense)(module)
     return task
 
 
@@ -248,8 +252,14 @@ def _stages_of(abstract: ir.Model, task: Task, alone: bool) -> tuple[list[Stage]
     return stages(abstract, permute_weights=alone)
 
 
+def _search_of(task: Task, module: nn.Module) -> SelectiveSearch | None:
+    """What the runtime finds proposals by, of a net that takes them."""
+    taken = task.proposals_of(module)
+    return None if taken is None else taken.search
+
+
 def _check_labels(module: nn.Module, labels: Sequence[str], task: Task) -> None:
-    if task.name in DENSE_TASKS:
+    if not isinstance(module, FasterRCNN):
         classes = module.num_classes
     else:
         predictor = module.roi_heads.box_predictor
@@ -321,13 +331,15 @@ def _borders(model: ir.Model, canvas: Canvas) -> dict[str, Any]:
     step = canvas.multiple
     largest = [1, canvas.height, canvas.width, 3]
     smallest = [1, 2 * step, 2 * step, 3] if canvas.dynamic else largest
+    inputs = tuple(_describe(value) for value in model.graph.inputs)
+    fixed = {entry["name"]: [1, *entry["shape"][1:]] for entry in inputs if entry["name"] != "images"}
     return {
-        "inputs": tuple(_describe(value) for value in model.graph.inputs),
+        "inputs": inputs,
         "outputs": tuple(_describe(value) for value in model.graph.outputs),
         "profiles": (
             {
                 "images": {"min": smallest, "opt": largest, "max": largest},
-                "image_sizes": {"min": [1, 2], "opt": [1, 2], "max": [1, 2]},
+                **{name: {"min": shape, "opt": shape, "max": shape} for name, shape in fixed.items()},
             },
         ),
     }

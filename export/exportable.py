@@ -48,6 +48,7 @@ class ExportableDetector(nn.Module):
         self.mask_pool = None
         if module.roi_heads.has_mask():
             self.mask_pool = _PoolSettings(module.roi_heads.mask_roi_pool, features, height)
+        self.pooled_levels = [pool.levels for pool in (self.box_pool, self.mask_pool) if pool is not None]
         if not dynamic:
             for level, anchors in enumerate(self._anchors(height, width, list(features.values()))):
                 self.register_buffer(f"anchors_{level}", anchors, persistent=False)

@@ -51,7 +51,7 @@ def dense_program(module: nn.Module, canvas: Canvas, probabilities: bool) -> nn.
 
 
 def check_dense(module: nn.Module) -> None:
-    """ExportError unless the module is in evaluation mode and float32."""
+    """Of nets of ours: ExportError unless the module is in evaluation mode and float32."""
     if module.training:
         raise ExportError("expected the module in evaluation mode, found it in training mode: call module.eval() first")
     types = {p.dtype for p in module.parameters() if p.is_floating_point()} - {torch.float32}

@@ -12,6 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from regionrt.runtime.image import Canvas
+from regionrt.runtime.proposals import ProposalInput
 
 from .calibration.collect import Calibration, calibrate
 from .calibration.sensitivity import sensitivities
@@ -94,6 +95,7 @@ def quantization_of(
     *,
     method: str,
     most_error: float = MOST_ERROR,
+    proposals: ProposalInput | None = None,
     progress: Progress = lambda text, done: None,
 ) -> Quantization:
     """Calibrate the abstract `model` on photos and decide what stays in floating point.
@@ -103,7 +105,10 @@ def quantization_of(
     sensitivities: all are 0. Raises ExportError as `calibrate`, and where no layer would be left in `precision`.
     """
     layers = layer_names(model)
-    found = calibrate(model, canvas, photos, method, lambda text, done: progress(f"calibrating on {text}", done / 2))
+    found = calibrate(
+        model, canvas, photos, method, lambda text, done: progress(f"calibrating on {text}", done / 2),
+        proposals=proposals,
+    )  # fmt: skip
     why: dict[str, str] = {}
     sensitivity: dict[str, float] = {}
     if precision in QUANTIZED:
@@ -114,7 +119,7 @@ def quantization_of(
             if math.isinf(most_error)
             else sensitivities(
                 model, canvas, some, found.ranges, dialect,
-                lambda text, done: progress(f"sensitivity of {text}", 0.5 + done / 2),
+                lambda text, done: progress(f"sensitivity of {text}", 0.5 + done / 2), proposals=proposals,
             )
         )  # fmt: skip
         sensitivity = dict(sorted(measured.items(), key=lambda item: -item[1]))

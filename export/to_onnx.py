@@ -4,7 +4,7 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import onnx_ir as ir
@@ -13,12 +13,15 @@ from onnxscript.values import Opset
 from torch import nn
 from torch.onnx.errors import OnnxExporterError
 
-from regionrt.plugins.ops import DOMAIN, OPS, OPSET, VERSION, Op
+from regionrt.plugins.ops import DOMAIN, OPS, OPSET, POOLINGS, VERSION, Op
 from regionrt.runtime.image import Canvas
+from regionrt.runtime.inputs import INPUTS
+from regionrt.train.models.proposal_net import ProposalNet
 
 from .errors import ExportError
 from .exportable import OUTPUTS, ExportableDetector
 from .exportable_dense import dense_program
+from .exportable_proposals import ExportableProposalNet
 from .passes.fold_scale import fold_scale
 
 __all__ = ["OUTPUTS", "onnx_from_module"]
@@ -41,9 +44,10 @@ _POOLING_NAMES = {  # numbered in the order in which they run
 def onnx_from_module(
     module: nn.Module, canvas: Canvas, *, candidates: int = 3840, probabilities: bool = False
 ) -> ir.Model:
-    """The abstract graph of a torchvision FasterRCNN or MaskRCNN, a `DenseNet` or a `Localiser` for one canvas.
+    """The abstract graph of a torchvision FasterRCNN or MaskRCNN, or of a net of ours, for one canvas.
 
-    Inputs `images` uint8 [N, H, W, 3] and `image_sizes` int32 [N, 2]; N is dynamic, H and W too when the canvas is
+    Inputs `images` uint8 [N, H, W, 3] and `image_sizes` int32 [N, 2], of a `ProposalNet` also `proposals` float32
+    [N, P, 4] and `proposal_counts` int32 [N]; N is dynamic, H and W too when the canvas is
     (multiples of canvas.multiple, at most canvas.height × canvas.width). Values at our nodes carry the stage names of
     docs/design.md. Raises ExportError.
     """
@@ -52,10 +56,9 @@ def onnx_from_module(
             f"expected a dynamic canvas of at least 3 strides ({3 * canvas.multiple} px) each way, "
             f"found {canvas.height}x{canvas.width}: give a larger size, or a fixed one"
         )
-    program = dense_program(module, canvas, probabilities) or ExportableDetector(
-        module, canvas.height, canvas.width, candidates=candidates, dynamic=canvas.dynamic
-    )
+    program = _program(module, canvas, candidates, probabilities)
     program.eval()
+    names = getattr(program, "inputs", tuple(INPUTS))
     batch = 2  # an example of batch 1 would be frozen to 1
     images = torch.zeros(batch, canvas.height, canvas.width, 3, dtype=torch.uint8)
     image_sizes = torch.tensor([[canvas.height, canvas.width]] * batch, dtype=torch.int32)
@@ -63,12 +66,12 @@ def onnx_from_module(
         with torch.no_grad(), _quiet():
             exported = torch.onnx.export(
                 program,
-                (images, image_sizes),
+                (images, image_sizes, *(program.examples(images) if len(names) > len(INPUTS) else ())),
                 dynamo=True,
                 opset_version=OPSET,
-                input_names=["images", "image_sizes"],
+                input_names=list(names),
                 output_names=list(program.outputs),
-                dynamic_shapes=_dynamic_shapes(canvas),
+                dynamic_shapes=_dynamic_shapes(canvas, names),
                 custom_translation_table={op.torch_op._opoverload: _translation(op) for op in OPS.values()},
                 verbose=False,
             )
@@ -79,22 +82,31 @@ def onnx_from_module(
     model.ir_version = 10  # what opset 20 came with; older runtimes refuse newer ones
     model.producer_name, model.producer_version = "regionrt", ""
     model.graph.name = type(module).__name__
-    if isinstance(program, ExportableDetector):
-        _name_stages(model, program)
+    if hasattr(program, "pooled_levels"):
+        _name_stages(model, program.pooled_levels)
     else:
         _name_dense_stages(model, "labels" in program.outputs[:1])
     _strip_metadata(model)
     return model
 
 
-def _dynamic_shapes(canvas: Canvas) -> dict[str, dict[int, Any]]:
+def _program(module: nn.Module, canvas: Canvas, candidates: int, probabilities: bool) -> Any:
+    dense = dense_program(module, canvas, probabilities)
+    if dense is not None:
+        return dense
+    if isinstance(module, ProposalNet):
+        return ExportableProposalNet(module, candidates=candidates)
+    return ExportableDetector(module, canvas.height, canvas.width, candidates=candidates, dynamic=canvas.dynamic)
+
+
+def _dynamic_shapes(canvas: Canvas, names: Sequence[str]) -> dict[str, dict[int, Any]]:
     batch = torch.export.Dim("batch", min=1, max=1024)
     sizes: dict[int, Any] = {0: batch}
     if canvas.dynamic:
         step = canvas.multiple
         sizes[1] = step * torch.export.Dim("rows", min=2, max=canvas.height // step)
         sizes[2] = step * torch.export.Dim("columns", min=2, max=canvas.width // step)
-    return {"images": sizes, "image_sizes": {0: batch}}
+    return {name: sizes if name == "images" else {0: batch} for name in names}
 
 
 def _translation(op: Op) -> Callable:
@@ -129,17 +141,15 @@ def _quiet() -> Iterator[None]:
         logging.getLogger("torch.onnx").setLevel(level)
 
 
-def _name_stages(model: ir.Model, program: ExportableDetector) -> None:
-    """Name the values at our nodes as the eager reference does."""
+def _name_stages(model: ir.Model, pooled_levels: Sequence[Sequence[int]]) -> None:
+    """Name the values at our nodes as the eager reference does; the k-th pooling reads the maps `pooled_levels[k]`."""
     poolings = 0
     for node in model.graph:
         if node.domain != DOMAIN:
             continue
-        if node.op_type == "RegionRoiAlign":
+        if node.op_type in POOLINGS:
             *levels, _, _ = node.inputs
-            pool = program.box_pool if poolings == 0 else program.mask_pool
-            assert pool is not None
-            for level, value in zip(pool.levels, levels, strict=True):
+            for level, value in zip(pooled_levels[poolings], levels, strict=True):
                 value.name = f"features.{level}"
             node.outputs[0].name = "roi_features" if poolings == 0 else "mask_roi_features"
             node.outputs[0].type = levels[0].type  # our schemas leave it open, as the levels repeat

@@ -5,7 +5,7 @@ it has grown. Proposals and detections are compared as sets: another order of ti
 """
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,8 @@ from torch import nn
 
 from regionrt.runtime.backends import Runner
 from regionrt.runtime.bundle import Artifact, Manifest
-from regionrt.runtime.image import Canvas
 from regionrt.runtime.loading import runner_for
+from regionrt.train.requests import request_for
 from regionrt.train.tasks import task_of
 
 from .errors import ExportError
@@ -73,7 +73,7 @@ def verify(
         runner = runner_for(manifest, artifact)
         try:
             result.agreements += [
-                _check_whole(manifest.canvas, runner, reference, images, batch, result.tolerance) for batch in batches
+                _check_whole(manifest, runner, reference, images, batch, result.tolerance) for batch in batches
             ]
         finally:
             runner.close()
@@ -99,20 +99,19 @@ class _Reference:
         self.outputs = ("labels", "probabilities") if manifest.task == "segmentation" else OUTPUTS
         self.known: dict[int, dict[str, np.ndarray]] = {}
 
-    def stages(self, start: int, canvases: np.ndarray, sizes: np.ndarray) -> dict[str, np.ndarray]:
+    def stages(self, start: int, request: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Every stage value of the batch that begins with image `start`."""
-        canvas = torch.from_numpy(canvases), torch.from_numpy(sizes)
-        values = self.eager(self.module, *canvas, **self.candidates, stages=True)
+        values = self.eager(self.module, *map(torch.from_numpy, request.values()), **self.candidates, stages=True)
         found: dict[str, Any] = {name: value.numpy() for name, value in values.items()}
-        for n in range(len(canvases)):
+        for n in range(len(request["images"])):
             self.known[start + n] = {name: found[name][n : n + 1].copy() for name in self.outputs if name in found}
-        return found | {"images": canvases, "image_sizes": sizes}
+        return found | dict(request)
 
-    def detections(self, start: int, canvases: np.ndarray, sizes: np.ndarray) -> Values:
+    def detections(self, start: int, request: Mapping[str, np.ndarray]) -> Values:
         """The outputs that artefacts have too."""
-        wanted = range(start, start + len(canvases))
+        wanted = range(start, start + len(request["images"]))
         if not (self.fixed and all(n in self.known for n in wanted)):
-            return self.stages(start, canvases, sizes)
+            return self.stages(start, request)
         return {name: np.concatenate([self.known[n][name] for n in wanted]) for name in self.known[start]}
 
 
@@ -129,8 +128,8 @@ def _check_stages(
     units = [units_of(manifest, artifact) for artifact in artifacts]
     maps = manifest.task == "segmentation"
     checks: list[dict[str, StageCheck]] = [{} for _ in artifacts]
-    for start, names, canvases, sizes in _batches(images, manifest.canvas, batch):
-        values = reference.stages(start, canvases, sizes)
+    for start, names, request in _batches(images, manifest, batch):
+        values = reference.stages(start, request)
         for sessions, known, result in zip(units, checks, results, strict=True):
             for session in sessions:
                 compare = _compare_sets if session.op in _SETS else _compare_values
@@ -198,7 +197,7 @@ def _set_of(
 
 
 def _check_whole(
-    canvas: Canvas,
+    manifest: Manifest,
     runner: Runner,
     reference: _Reference,
     images: Sequence[tuple[str, np.ndarray]],
@@ -207,11 +206,11 @@ def _check_whole(
 ) -> Agreement:
     maps = reference.outputs[0] == "labels"
     agreement = Agreement(batch, "pixels" if maps else "detections")
-    for start, names, canvases, sizes in _batches(images, canvas, batch):
-        wanted, found = reference.detections(start, canvases, sizes), runner.run(canvases, sizes)
+    for start, names, request in _batches(images, manifest, batch):
+        wanted, found = reference.detections(start, request), runner.run(**request)
         for n, name in enumerate(names):
             if maps:
-                _add_map(agreement, name, wanted["labels"][n], found["labels"][n], sizes[n])
+                _add_map(agreement, name, wanted["labels"][n], found["labels"][n], request["image_sizes"][n])
             else:
                 _add_image(agreement, name, n, wanted, found, tolerance)
     return agreement
@@ -242,10 +241,13 @@ def _add_map(agreement: Agreement, name: str, wanted: np.ndarray, found: np.ndar
 
 
 def _batches(
-    images: Sequence[tuple[str, np.ndarray]], canvas: Canvas, batch: int
-) -> Iterator[tuple[int, list[str], np.ndarray, np.ndarray]]:
-    """Number of the first image, names, canvases uint8 [N, H, W, 3], valid sizes int32 [N, 2]; `batch` at a time."""
+    images: Sequence[tuple[str, np.ndarray]], manifest: Manifest, batch: int
+) -> Iterator[tuple[int, list[str], dict[str, np.ndarray]]]:
+    """Number of the first image, names, and what the net takes, by name; `batch` images at a time."""
     for start in range(0, len(images), batch):
         chunk = images[start : start + batch]
-        canvases, sizes, _ = canvas.place([image for _, image in chunk])
-        yield start, [name for name, _ in chunk], canvases, sizes
+        yield (
+            start,
+            [name for name, _ in chunk],
+            request_for(manifest.canvas, manifest.proposals, [image for _, image in chunk]),
+        )

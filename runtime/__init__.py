@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .bundle import Artifact, Manifest
-    from .errors import BackendError, BundleError, ImageError, OutputError, RegionRTError
+    from .errors import BackendError, BundleError, ImageError, OutputError, ProposalError, RegionRTError
     from .image import Canvas, read_image
     from .loading import load
     from .predictor import Predictor
     from .results import Detections
+    from .selective_search import SelectiveSearch
     from .semantic import SemanticMap
     from .tuning import autotune
 
@@ -25,7 +26,9 @@ __all__ = [
     "Manifest",
     "OutputError",
     "Predictor",
+    "ProposalError",
     "RegionRTError",
+    "SelectiveSearch",
     "SemanticMap",
     "autotune",
     "load",
@@ -42,7 +45,9 @@ _HOMES = {
     "Manifest": "bundle",
     "OutputError": "errors",
     "Predictor": "predictor",
+    "ProposalError": "errors",
     "RegionRTError": "errors",
+    "SelectiveSearch": "selective_search",
     "SemanticMap": "semantic",
     "autotune": "tuning",
     "load": "loading",

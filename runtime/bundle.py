@@ -14,6 +14,8 @@ from typing import Any, TypedDict
 from .errors import BundleError
 from .image import Canvas
 from .preflight import why_not
+from .proposals import ProposalInput
+from .selective_search import SelectiveSearch
 
 FORMAT = "regionrt-bundle/1"
 MANIFEST = "manifest.json"
@@ -112,6 +114,7 @@ class Manifest:
     created: str | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
     labels_file: str = "labels.txt"
+    search: SelectiveSearch | None = None  # of nets that take proposals: what the runtime finds them by
 
     @classmethod
     def read(cls, folder: str | Path) -> Manifest:
@@ -150,7 +153,7 @@ class Manifest:
             model=data["model"],
             labels=_read_labels(folder, labels_file, files[labels_file], data["task"]),
             canvas=Canvas.from_json(data["canvas"]),
-            thresholds=_thresholds(data["thresholds"], _THRESHOLDS_OF.get(data["task"], THRESHOLDS)),
+            thresholds=_thresholds(data["thresholds"], _thresholds_of(data)),
             files=files,
             artifacts=artifacts,
             max_batch=max_batch,
@@ -158,7 +161,13 @@ class Manifest:
             created=data.get("created"),
             versions=data.get("versions", {}),
             labels_file=labels_file,
+            search=SelectiveSearch.from_json(data["search"]) if data.get("search") is not None else None,
         )
+
+    @property
+    def proposals(self) -> ProposalInput | None:
+        """What a net that takes proposals is given; None of one that finds its own."""
+        return None if self.search is None else ProposalInput(int(self.thresholds["proposals"]), self.search)
 
     def to_json(self) -> dict[str, Any]:
         """What `manifest.json` holds; `read` of it gives this manifest again."""
@@ -175,6 +184,7 @@ class Manifest:
             "thresholds": dict(self.thresholds),
             "files": {name: dict(entry) for name, entry in self.files.items()},
             "artifacts": [artifact.to_json() for artifact in self.artifacts],
+            **({} if self.search is None else {"search": self.search.to_json()}),
         }
 
     def path(self, name: str) -> Path:
@@ -313,6 +323,12 @@ def _read_labels(folder: Path, name: str, entry: FileEntry, task: str) -> tuple[
         has_background = len(labels) >= 2 and labels[0] == "__background__"
         _expect(has_background, str(path), "__background__ and at least one name", labels[:2])
     return labels
+
+
+def _thresholds_of(data: Mapping[str, Any]) -> tuple[str, ...]:
+    """The thresholds that a manifest must have: a net that takes proposals has none of its own for them."""
+    names = _THRESHOLDS_OF.get(data["task"], THRESHOLDS)
+    return names if data.get("search") is None else tuple(name for name in names if name != "proposal_nms")
 
 
 def _thresholds(data: Any, names: Iterable[str]) -> dict[str, float]:

@@ -13,6 +13,10 @@ class ImageError(RegionRTError):
     """An image that cannot be decoded, or not within the limits."""
 
 
+class ProposalError(ImageError):
+    """Proposals that do not fit their image: another shape, NaN, or none where the net takes some."""
+
+
 class BackendError(RegionRTError):
     """An engine library that is missing, refuses the artefact, or fails while it runs it."""
 

@@ -235,6 +235,7 @@ def _predictor(
         ),
         about=about,
         gpu=gpu,
+        proposals=manifest.proposals,
     )
 
 

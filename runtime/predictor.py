@@ -6,15 +6,16 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .backends import Runner
-from .errors import BackendError, BundleError, ImageError
+from .errors import BackendError, BundleError, ImageError, ProposalError
 from .image import Canvas, Placement, check_rgb, read_image
+from .proposals import Boxes, ProposalInput
 from .results import Detections
 
 if TYPE_CHECKING:
@@ -29,11 +30,15 @@ _AHEAD = 3  # photos decoded before their turn: hides the decoder behind the net
 
 @dataclass(frozen=True)
 class Prepared:
-    """A batch on its canvas: `images` uint8 [N, H, W, 3], `image_sizes` int32 [N, 2], and the way back."""
+    """A batch on its canvas: `images` uint8 [N, H, W, 3], `image_sizes` int32 [N, 2], and the way back.
+
+    proposals: what nets that take them are given beside: `proposals` [N, P, 4], `proposal_counts` [N].
+    """
 
     images: Any  # an array, or a canvas on the GPU
     image_sizes: np.ndarray
     placements: list[Placement]
+    proposals: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 class Predictor:
@@ -48,6 +53,7 @@ class Predictor:
         max_batch: most photos that go through the net at once (`batch` cuts longer lists).
         about: what is known about the artefact, shown as `about`.
         gpu: resizes photos that lie on the GPU; None: they are refused.
+        proposals: how many the net takes, and what finds them in photos that come without; None: it finds its own.
     """
 
     def __init__(
@@ -61,6 +67,7 @@ class Predictor:
         max_batch: int = 4,
         about: Mapping[str, Any] | None = None,
         gpu: GpuPlacing | None = None,
+        proposals: ProposalInput | None = None,
     ) -> None:
         if max_batch < 1:
             raise ValueError(f"max_batch: expected at least 1, got {max_batch}")
@@ -73,56 +80,70 @@ class Predictor:
         self.score_threshold = built if score_threshold is None else score_threshold
         self.max_batch = max_batch
         self._gpu = gpu
+        self.proposals = proposals
         self.about: dict[str, Any] = {"backend": runner.name, **(about or {})}
 
-    def __call__(self, image: Photo) -> Detections:
+    def __call__(self, image: Photo, proposals: Boxes | None = None) -> Detections:
         """What is in one photo: an RGB uint8 array [H, W, 3], or the path of an image file.
 
         Loaded with `resize_on_gpu`, also an array on the GPU, which is read where it is.
+        proposals: for nets that take them (`predict.proposals`), boxes [M, 4], xyxy in pixels of the photo, the best
+        first; None: selective search finds them, by OpenCV.
 
-        Raises ImageError (the photo) or BackendError (the engine).
+        Raises ImageError (the photo, or its proposals: ProposalError) or BackendError (the engine, no OpenCV).
         """
-        return self.batch([image])[0]
+        return self.batch([image], None if proposals is None else [proposals])[0]
 
-    def batch(self, images: Iterable[Photo]) -> list[Detections]:
-        """The same for many, of any sizes, in their order; at most `max_batch` at once on the net."""
+    def batch(self, images: Iterable[Photo], proposals: Iterable[Boxes | None] | None = None) -> list[Detections]:
+        """The same for many, of any sizes, in their order; at most `max_batch` at once on the net.
+
+        proposals: boxes for each photo; None for one: they are searched for.
+        """
         found: list[Detections] = []
-        waiting: list[Any] = []
-        for image in images:
+        waiting: list[tuple[Any, Boxes | None]] = []
+        for image, boxes in _pairs(images, proposals):
             photo = image if self._on_gpu(image) else as_rgb(image)
-            if waiting and (len(waiting) == self.max_batch or self._on_gpu(waiting[0]) != self._on_gpu(photo)):
+            if waiting and (len(waiting) == self.max_batch or self._on_gpu(waiting[0][0]) != self._on_gpu(photo)):
                 found += self._through(waiting)
                 waiting = []
-            waiting.append(photo)
+            waiting.append((photo, boxes))
         return found + (self._through(waiting) if waiting else [])
 
     def stream(
-        self, paths: Iterable[str | Path], on_error: Callable[[str, ImageError], None] | None = None
+        self,
+        paths: Iterable[str | Path],
+        on_error: Callable[[str, ImageError], None] | None = None,
+        proposals: Iterable[Boxes | None] | None = None,
     ) -> Iterator[tuple[str, Detections]]:
         """(name, Detections) for each image file, in order.
 
         Decoding and resizing, the net, and what the caller does with the detections go on at the same time, each with
         another image; at most a few images are on their way.
 
-        A file that cannot be read raises ImageError, or with `on_error` is told to it as (name, error) and left out.
+        A file that cannot be read raises ImageError, or with `on_error` is told to it as (name, error) and left out; so
+        are proposals (as of `batch`) that do not fit.
         """
-        for name, _, found in self.stream_images(paths, on_error):
+        for name, _, found in self.stream_images(paths, on_error, proposals):
             yield name, found
 
     def stream_images(
-        self, paths: Iterable[str | Path], on_error: Callable[[str, ImageError], None] | None = None
+        self,
+        paths: Iterable[str | Path],
+        on_error: Callable[[str, ImageError], None] | None = None,
+        proposals: Iterable[Boxes | None] | None = None,
     ) -> Iterator[tuple[str, np.ndarray, Detections]]:
         """`stream` with the decoded photo (RGB uint8 [H, W, 3]) as well, for who draws on it."""
         queue: deque[tuple[str, Future[_Ran]]] = deque()
-        source = iter(paths)
+        source = iter(_pairs(paths, proposals))
         with (
             ThreadPoolExecutor(1, thread_name_prefix="regionrt-net") as net,
             ThreadPoolExecutor(1, thread_name_prefix="regionrt-decode") as decoder,
         ):
             try:
                 while True:
-                    while len(queue) < _AHEAD and (path := next(source, None)) is not None:
-                        queue.append((str(path), net.submit(self._run_decoded, decoder.submit(self._decode, path))))
+                    while len(queue) < _AHEAD and (pair := next(source, None)) is not None:
+                        decoded = decoder.submit(self._decode, *pair)
+                        queue.append((str(pair[0]), net.submit(self._run_decoded, decoded)))
                     if not queue:
                         return
                     name, future = queue.popleft()
@@ -140,9 +161,9 @@ class Predictor:
                 for _, future in queue:
                     future.cancel()
 
-    def _decode(self, path: str | Path) -> tuple[np.ndarray, Prepared]:
+    def _decode(self, path: str | Path, proposals: Boxes | None) -> tuple[np.ndarray, Prepared]:
         image = read_image(path)
-        return image, self.prepare([image])
+        return image, self.prepare([image], None if proposals is None else [proposals])
 
     def _run_decoded(self, decoded: Future[tuple[np.ndarray, Prepared]]) -> _Ran:
         image, prepared = decoded.result()
@@ -162,19 +183,26 @@ class Predictor:
             )
         return True
 
-    def _through(self, images: Sequence[Any]) -> list[Detections]:
-        prepared = self.prepare(images)
+    def _through(self, pairs: Sequence[tuple[Any, Boxes | None]]) -> list[Detections]:
+        images, proposals = zip(*pairs, strict=True)
+        given = None if all(boxes is None for boxes in proposals) else proposals
+        prepared = self.prepare(images) if given is None else self.prepare(images, given)
         return self.finish(prepared, self.execute(prepared))
 
-    def prepare(self, images: Sequence[Any]) -> Prepared:
+    def prepare(self, images: Sequence[Any], proposals: Sequence[Boxes | None] | None = None) -> Prepared:
         """First step: RGB uint8 arrays onto the canvas; all in the host's memory, or all on the GPU."""
-        if self._gpu is not None and len(images) and self._on_gpu(images[0]):
-            return Prepared(*self._gpu.place(self.canvas, images))
-        return Prepared(*self.canvas.place(images))
+        if self.proposals is None and proposals is not None:
+            raise ProposalError("this net finds its proposals itself: leave proposals= out")
+        on_gpu = self._gpu is not None and len(images) and self._on_gpu(images[0])
+        canvas, sizes, placements = (
+            self._gpu.place(self.canvas, images) if on_gpu else self.canvas.place(images)  # type: ignore[union-attr]
+        )
+        taken = {} if self.proposals is None else self.proposals.place(images, proposals, placements)
+        return Prepared(canvas, sizes, placements, taken)
 
     def execute(self, prepared: Prepared) -> dict[str, np.ndarray]:
         """Second step: the net. Outputs by name as `Runner` describes them."""
-        return self.runner.run(prepared.images, prepared.image_sizes)
+        return self.runner.run(prepared.images, prepared.image_sizes, **prepared.proposals)
 
     def finish(self, prepared: Prepared, outputs: Mapping[str, np.ndarray]) -> list[Detections]:
         """Third step: counts, thresholds, and boxes back in pixels of the photos. Warns of dropped candidates."""
@@ -242,6 +270,23 @@ class Predictor:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _pairs(images: Iterable[Any], proposals: Iterable[Boxes | None] | None) -> Iterator[tuple[Any, Boxes | None]]:
+    """Photos with their proposals. ProposalError where there are more of the ones than of the others."""
+    if proposals is None:
+        yield from ((image, None) for image in images)
+        return
+    one, other = iter(images), iter(proposals)
+    none = object()
+    while True:
+        pair = next(one, none), next(other, none)
+        ended = [value is none for value in pair]
+        if any(ended):
+            if not all(ended):
+                raise ProposalError("expected proposals for each photo, and a photo for each: their numbers differ")
+            return
+        yield pair
 
 
 def as_rgb(image: Photo) -> np.ndarray:

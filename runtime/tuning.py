@@ -71,7 +71,7 @@ def autotune(
     canvas = manifest.canvas
     if images is None:
         images = [np.random.default_rng(0).integers(0, 256, (canvas.height, canvas.width, 3), np.uint8)]
-    placed = [canvas.place([image])[:2] for image in images]
+    placed = [_request(manifest, image) for image in images]
     found: list[Measured] = []
     runners: dict[str, Any] = {}
     try:
@@ -126,17 +126,29 @@ def in_measured_order(manifest: Manifest) -> tuple[Artifact, ...] | None:
     return tuple(sorted(manifest.artifacts, key=lambda artifact: places.get(_name(artifact), last)))
 
 
+def _request(manifest: Manifest, image: np.ndarray) -> dict[str, np.ndarray]:
+    """What a net is given for one photo; where it takes proposals as many as it takes, anywhere."""
+    canvas, sizes, placements = manifest.canvas.place([image])
+    request = {"images": canvas, "image_sizes": sizes}
+    if manifest.proposals is None:
+        return request
+    height, width = image.shape[:2]
+    ends = np.random.default_rng(0).random((manifest.proposals.most, 2, 2))  # of each box, along each axis
+    boxes = np.concatenate([ends.min(1), ends.max(1)], 1) * [width, height, width, height]
+    return request | manifest.proposals.place([image], [boxes], placements)
+
+
 def _name(artifact: Artifact) -> str:
     return f"{artifact} {artifact.files[0]}"
 
 
-def _in_turn(runner: Any, placed: Sequence[tuple[np.ndarray, np.ndarray]]) -> Callable[[], Any]:
+def _in_turn(runner: Any, placed: Sequence[dict[str, np.ndarray]]) -> Callable[[], Any]:
     count = 0
 
     def call() -> Any:
         nonlocal count
         count += 1
-        return runner.run(*placed[count % len(placed)])
+        return runner.run(**placed[count % len(placed)])
 
     return call
 

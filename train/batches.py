@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -19,6 +19,7 @@ Target = dict[str, Tensor]
 Batch = tuple[Tensor, Tensor, list[Target]]
 _MIN_SIDE_PX = 1.0  # of a target box on the canvas
 _DRAWN_BYTES = 512 * 2**20  # of made images that are kept; per process that prepares batches
+_PROPOSAL = -1  # in the place of a label
 _MIN_VISIBLE = 0.3  # share of a box that a crop must leave of it
 
 
@@ -49,15 +50,24 @@ class TrainingCanvases(Dataset):
 
     An item is the canvas uint8 [H, W, 3], its valid size int32 [2], and the target: `boxes` float32 [n, 4] in canvas
     px, `labels` int64 [n], and with `masks` also `masks` uint8 [n, H, W]. Objects that are marked to be ignored are
-    left out.
+    left out. propose: gives the boxes [m, 4] of a photo; they go the way of the objects, to `proposals` float32 [m, 4].
     """
 
-    def __init__(self, data: DetectionData, canvas: Canvas, augmentation: Augmentation, seed: int, masks: bool) -> None:
+    def __init__(
+        self,
+        data: DetectionData,
+        canvas: Canvas,
+        augmentation: Augmentation,
+        seed: int,
+        masks: bool = False,
+        propose: Callable[[np.ndarray], np.ndarray] | None = None,
+    ) -> None:
         self.data = data
         self.canvas = canvas
         self.augmentation = augmentation
         self.seed = seed
         self.masks = masks
+        self.propose = propose
         self._drawn: dict[int, Sample] = {}
         self._drawn_bytes = 0
 
@@ -72,6 +82,10 @@ class TrainingCanvases(Dataset):
         keep = ~sample.ignore
         boxes, labels = sample.boxes[keep].astype(np.float32), sample.labels[keep]
         masks = None
+        if self.propose is not None:
+            proposals = self.propose(image)
+            boxes = np.concatenate([boxes, proposals])
+            labels = np.concatenate([labels, np.full(len(proposals), _PROPOSAL)])
         if self.masks:
             rles = [rle for rle, wanted in zip(sample.masks or [], keep, strict=True) if wanted]
             decoded = coco_mask.decode(rles).transpose(2, 0, 1) if rles else np.zeros((0, *image.shape[:2]))
@@ -86,7 +100,11 @@ class TrainingCanvases(Dataset):
         images, sizes, (placement,) = canvas.place([image])
         boxes = placement.boxes_to_canvas(boxes)
         big = (boxes[:, 2:] - boxes[:, :2] > _MIN_SIDE_PX).all(axis=1)
-        target = {"boxes": torch.from_numpy(boxes[big]), "labels": torch.from_numpy(labels[big].astype(np.int64))}
+        proposed = labels == _PROPOSAL
+        real = big & ~proposed
+        target = {"boxes": torch.from_numpy(boxes[real]), "labels": torch.from_numpy(labels[real].astype(np.int64))}
+        if self.propose is not None:
+            target["proposals"] = torch.from_numpy(boxes[big & proposed])
         if masks is not None:
             target["masks"] = torch.from_numpy(_masks_on_canvas(masks[big], images.shape[1:3], placement.resized))
         return torch.from_numpy(images[0]), torch.from_numpy(sizes[0]), target

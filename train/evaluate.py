@@ -14,6 +14,7 @@ from regionrt.runtime.results import Detections
 
 from .coco_metrics import Matches, Truth, truth_of
 from .data.errors import DataError
+from .data.proposals import kept_for
 from .data.sample import DetectionData
 from .voc_metrics import voc_class_ap
 
@@ -30,7 +31,7 @@ class Detector(Protocol):
     @property
     def max_batch(self) -> int: ...
 
-    def batch(self, images: Sequence[np.ndarray]) -> list[Detections]: ...
+    def batch(self, images: Sequence[np.ndarray], proposals: Any = None) -> list[Detections]: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,6 +77,7 @@ def evaluate(
 
     predict: a Predictor, of a checkpoint or a bundle; the data must have its labels (`open_data(…, predict.labels)`).
     max_images: only the first ones. progress: called with (images done, images in all), first with 0.
+    Nets that take proposals are given those that are kept in the user's cache, or that are searched for now.
     Images are decoded as the runtime does it. COCO figures count at most 100 detections per image.
     Raises DataError (labels, data), ImageError, BackendError.
     """
@@ -94,7 +96,8 @@ def evaluate(
     with_masks = data.has_masks
     for start in range(0, total, predict.max_batch):
         samples = [data[index] for index in range(start, min(start + predict.max_batch, total))]
-        founds = predict.batch([sample.image() for sample in samples])
+        images = [sample.image() for sample in samples]
+        founds = predict.batch(images, *kept_for(predict, images))
         for sample, found in zip(samples, founds, strict=True):
             truths.append(truth_of(sample))
             predictions += found.to_coco(sample.image_id)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,14 +13,16 @@ from torchvision.models.detection import FasterRCNN
 
 from regionrt.runtime.image import Canvas
 from regionrt.runtime.predictor import Predictor
+from regionrt.runtime.proposals import ProposalInput
 from regionrt.runtime.semantic import SegmentationPredictor
 
 from .batches import Augmentation, TrainingCanvases, collate
 from .data import open_data, open_semantic
+from .data.proposals import KeptProposals, compute_proposals
 from .dense_batches import MainObjects, SemanticCanvases, collate_tensors
 from .evaluate import evaluate, match_predictions
 from .localisation_metrics import evaluate_localiser
-from .models import dense, region
+from .models import dense, proposal_losses, proposal_net, region
 from .models.errors import ModelError
 from .models.localiser import eager as located
 from .models.localiser import losses as localisation_losses
@@ -31,17 +33,19 @@ from .semantic_metrics import evaluate_maps
 class Task:
     """The functions that differ from task to task; all else is the same code.
 
-    open_data: (path, split, labels, classes) -> data. items: (data, canvas, augmentation, seed) -> a Dataset whose keys
-    are (epoch, index). losses: (module, *batch) -> losses by name. eager: (module, images, image_sizes, stages=…) ->
-    values by name. thresholds_of: (module) -> what stands in a manifest. predictor: what makes results of them.
-    evaluate: (predict, data) -> figures. resampled: (evaluation, data, image ids, weights [R, I]) -> metrics [R].
-    same: whether two evaluations found the same. judged_by: the metric that best.pt has most of. contract: metrics that
-    --max-drop is about. per_class: figures of each class that are shown. counted: what `objects` of a class counts.
+    name: as manifests have it. open_data: (path, split, labels, classes) -> data. items: (module, data, augmentation,
+    seed) -> a Dataset whose keys are (epoch, index). losses: (module, *batch) -> losses by name. eager: (module,
+    images, image_sizes, what it takes beside, stages=…) -> values by name. thresholds_of: (module) -> what stands in a
+    manifest. predictor: what makes results of them. evaluate: (predict, data) -> figures. resampled: (evaluation, data,
+    image ids, weights [R, I]) -> metrics [R]. same: whether two evaluations found the same. judged_by: the metric that
+    best.pt has most of. contract: metrics that --max-drop is about. per_class: figures of each class that are shown.
+    counted: what `objects` of a class counts. proposals_of: (module) -> what a net takes that does not find its own.
+    prepare: (module, data sets, progress) -> computes what the first epoch needs.
     """
 
     name: str
     open_data: Callable[..., Any]
-    items: Callable[[Any, Canvas, Augmentation, int], Dataset]
+    items: Callable[[Any, Any, Augmentation, int], Dataset]
     collate: Callable[..., Any]
     losses: Callable[..., dict[str, Tensor]]
     eager: Callable[..., dict[str, Tensor]]
@@ -55,6 +59,8 @@ class Task:
     contract: tuple[str, ...]
     per_class: tuple[str, ...]
     counted: str = "objects"
+    proposals_of: Callable[[Any], ProposalInput | None] = lambda module: None
+    prepare: Callable[[Any, Sequence[Any], Callable[[int, int], None]], None] = lambda module, data, progress: None
 
 
 def _of_detections(evaluation: Any, data: Any, image_ids: Any, weights: np.ndarray) -> dict[str, np.ndarray]:
@@ -73,11 +79,30 @@ def _of_images(evaluation: Any, data: Any, image_ids: Any, weights: np.ndarray) 
     return evaluation.resampled(weights)
 
 
+def _proposal_items(module: Any, data: Any, augmentation: Augmentation, seed: int) -> Dataset:
+    kept = KeptProposals(proposal_net.proposals_of(module).search)
+    return TrainingCanvases(data, dense.canvas_of(module), augmentation, seed, propose=kept)
+
+
+def _search_proposals(module: Any, data: Sequence[Any], progress: Callable[[int, int], None]) -> None:
+    search = proposal_net.proposals_of(module).search
+    total, before = sum(map(len, data)), 0
+
+    def tell(done: int, _: int) -> None:
+        progress(before + done, total)
+
+    for split in data:
+        compute_proposals(split, search, progress=tell)
+        before += len(split)
+
+
 def _boxes(name: str, masks: bool) -> Task:
     return Task(
         name=name,
         open_data=open_data,
-        items=lambda data, canvas, augmentation, seed: TrainingCanvases(data, canvas, augmentation, seed, masks),
+        items=lambda module, data, augmentation, seed: TrainingCanvases(
+            data, region.canvas_of(module), augmentation, seed, masks
+        ),
         collate=collate,
         losses=region.losses,
         eager=region.eager,
@@ -95,11 +120,23 @@ def _boxes(name: str, masks: bool) -> Task:
 
 TASKS: dict[str, Task] = {
     "detection": _boxes("detection", masks=False),
+    "proposal-detection": replace(
+        _boxes("detection", masks=False),
+        items=_proposal_items,
+        losses=proposal_losses.losses,
+        eager=proposal_net.eager,
+        canvas_of=dense.canvas_of,
+        thresholds_of=proposal_net.thresholds_of,
+        proposals_of=proposal_net.proposals_of,
+        prepare=_search_proposals,
+    ),
     "instance-segmentation": _boxes("instance-segmentation", masks=True),
     "segmentation": Task(
         name="segmentation",
         open_data=open_semantic,
-        items=SemanticCanvases,
+        items=lambda module, data, augmentation, seed: SemanticCanvases(
+            data, dense.canvas_of(module), augmentation, seed
+        ),
         collate=collate_tensors,
         losses=dense.losses,
         eager=dense.eager,
@@ -117,7 +154,7 @@ TASKS: dict[str, Task] = {
     "localisation": Task(
         name="localisation",
         open_data=open_data,
-        items=MainObjects,
+        items=lambda module, data, augmentation, seed: MainObjects(data, dense.canvas_of(module), augmentation, seed),
         collate=collate_tensors,
         losses=localisation_losses,
         eager=located,

@@ -33,7 +33,7 @@ class TorchRunner:
         self.candidates = candidates
         self.autocast = autocast
 
-    def run(self, images: np.ndarray, image_sizes: np.ndarray) -> dict[str, np.ndarray]:
+    def run(self, images: np.ndarray, image_sizes: np.ndarray, **proposals: np.ndarray) -> dict[str, np.ndarray]:
         """images uint8 [N, H, W, 3], image_sizes int32 [N, 2] -> outputs by name, as `Runner` describes them."""
         if self.module is None:
             raise BackendError("torch: the runner is closed")
@@ -43,6 +43,7 @@ class TorchRunner:
                 self.module,
                 torch.from_numpy(images),
                 torch.from_numpy(image_sizes),
+                *map(torch.from_numpy, proposals.values()),
                 candidates=self.candidates,
                 stages=False,
             )
@@ -81,5 +82,6 @@ def torch_predictor(
         task.thresholds_of(module),
         score_threshold=score_threshold,
         max_batch=max_batch,
+        proposals=task.proposals_of(module),
         about={"form": "eager", "precision": "fp32" if autocast is None else str(autocast).removeprefix("torch.")},
     )

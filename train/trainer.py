@@ -20,6 +20,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
+from tqdm import tqdm
 
 from regionrt.runtime.atomic import replace_file
 
@@ -28,9 +29,11 @@ from .checkpoint import Checkpoint, load_weights, write_checkpoint
 from .data.semantic import median_frequency_weights
 from .initial import checkpoint_to_start_from, frozen_modules, init_backbone
 from .models import MODELS, ModelError, build_model
+from .models.proposal_net import usually_frozen
 from .models.torchvision_models import BACKBONE_OF
 from .options import TrainError, TrainOptions
 from .run_folder import RunFolder
+from .svms import svms_into
 from .tasks import TASKS, Task
 from .torch_runner import torch_predictor
 from .transfer import groups_of, optimizer_for, schedule_for
@@ -93,17 +96,19 @@ def train(
             report({"note": note})
     if start is not None:
         load_weights(module, start.state_dict, str(options.start))
-    held = frozen_modules(module, options.freeze)
+    held = frozen_modules(module, _frozen(module, options))
     if options.balance:
         weights = torch.from_numpy(median_frequency_weights(training_data))
         module.register_buffer("class_weights", weights, persistent=False)
-    items = task.items(training_data, task.canvas_of(module), options.augmentation(), options.seed)
+    items = task.items(module, training_data, options.augmentation(), options.seed)
 
     folder = RunFolder(out)
     asked = {"model": model, "config": full, "labels": list(labels), "data": str(data), "options": options.to_json()}
     # With DDP this function runs in every process; the first one is there before Lightning starts the others.
     leading = rank_zero_only.rank == 0
     resuming = folder.open(asked, options.resume) if leading else options.resume and folder.state.exists()
+    with _bar("prepare", options) as tell:
+        task.prepare(module, [data for data in (training_data, validation) if data is not None], tell)
     report({"groups": [group.row() for group in groups_of(module, options)]})
     keep = _EpochEnd(folder, Checkpoint(model, full, labels, {}), task, validation, options, report)
     with _quiet():
@@ -126,7 +131,35 @@ def train(
         training = _Training(module, task, items, held, options)
         with _stops_as_usual(trainer):
             trainer.fit(training, ckpt_path=folder.state if resuming else None, weights_only=True)
+    if trainer.is_global_zero and full.get("classifier") == "svm":
+        with _bar("SVMs", options) as tell:
+            module = svms_into(folder.best, training_data, options.seed, tell)
+        found = keep.evaluated(module) if validation is not None else {}
+        report({"note": f"best.pt has SVMs and ridge regressors now{_told(found)}; last.pt has the softmax"})
     return folder.best
+
+
+def _frozen(module: nn.Module, options: TrainOptions) -> Sequence[str]:
+    """What --freeze names; without it what nets on proposals do not fine-tune of weights that --init brought."""
+    if options.freeze:
+        return () if options.freeze == ("none",) else options.freeze
+    return usually_frozen(module) if options.init is not None else ()
+
+
+def _told(found: Mapping[str, float | None]) -> str:
+    return "".join(f", {name} {value:.4f}" for name, value in found.items() if value and name in ("AP", "AP50"))
+
+
+@contextmanager
+def _bar(what: str, options: TrainOptions) -> Iterator[Callable[[int, int], None]]:
+    """A bar for (images done, images in all)."""
+    with tqdm(desc=what, unit="image", leave=False, disable=not options.progress) as bar:
+
+        def tell(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield tell
 
 
 @contextmanager
@@ -251,7 +284,7 @@ class _EpochEnd(pl.Callback):
         row |= {name: total / max(pl_module.steps, 1) for name, total in pl_module.sums.items()}
         every = self.options.evaluate_every
         if self.validation is not None and (epoch % every == 0 or epoch == self.options.epochs):
-            metrics = self._evaluate(pl_module.module) if trainer.is_global_zero else None
+            metrics = self.evaluated(pl_module.module) if trainer.is_global_zero else None
             row |= trainer.strategy.broadcast(metrics)
         row["seconds"] = time.monotonic() - self.started
         self.rows.append(row)
@@ -266,7 +299,8 @@ class _EpochEnd(pl.Callback):
         if self.options.early_stop and self._epochs_without_better() >= self.options.early_stop:
             trainer.should_stop = True
 
-    def _evaluate(self, module: nn.Module) -> dict[str, float | None]:
+    def evaluated(self, module: nn.Module) -> dict[str, float | None]:
+        """Figures of the validation split."""
         assert self.validation is not None
         module.eval()  # the next epoch's start sets the training mode again
         with torch.autocast("cpu", enabled=False), warnings.catch_warnings():

@@ -46,7 +46,7 @@ def _request(predict: Predictor, runner: StagedRunner, photo: np.ndarray) -> dic
     start = time.perf_counter()
     prepared = predict.prepare([photo])
     placed = time.perf_counter()
-    steps = runner.profile(prepared.images, prepared.image_sizes)
+    steps = runner.profile(prepared.images, prepared.image_sizes, **prepared.proposals)
     ran = time.perf_counter()
     outputs = predict.execute(prepared)  # `profile` keeps them to itself; this run is not counted
     again = time.perf_counter()

@@ -69,7 +69,7 @@ class TorchvisionExport(Predictor):
         )
         self._engine = engine
 
-    def prepare(self, images: Sequence[np.ndarray]) -> Prepared:
+    def prepare(self, images: Sequence[np.ndarray], proposals: Any = None) -> Prepared:
         """RGB uint8 [H, W, 3] → float32 [3, H, W], 0…1; torch does it in several threads."""
         photos = [torch.from_numpy(image).permute(2, 0, 1).contiguous().float().div_(255).numpy() for image in images]
         self._sizes = [(int(image.shape[0]), int(image.shape[1])) for image in images]
@@ -103,7 +103,7 @@ class _Named:
     def __init__(self, name: str) -> None:
         self.name = name
 
-    def run(self, images: np.ndarray, image_sizes: np.ndarray) -> dict[str, np.ndarray]:
+    def run(self, images: np.ndarray, image_sizes: np.ndarray, **proposals: np.ndarray) -> dict[str, np.ndarray]:
         raise NotImplementedError("TorchvisionExport.execute asks the engine itself")
 
     def close(self) -> None:

@@ -15,6 +15,8 @@ from regionrt.runtime.atomic import write_file_atomic
 from regionrt.runtime.cache import cache_folder
 from regionrt.runtime.errors import RegionRTError
 from regionrt.runtime.image import Canvas
+from regionrt.runtime.proposals import ProposalInput
+from regionrt.train.requests import request_for
 
 from ..compress.calibration import Photo
 from ..errors import ExportError
@@ -60,10 +62,17 @@ class Calibration:
 
 
 def calibrate(
-    model: ir.Model, canvas: Canvas, photos: Sequence[Photo], method: str, progress: Progress = lambda text, done: None
+    model: ir.Model,
+    canvas: Canvas,
+    photos: Sequence[Photo],
+    method: str,
+    progress: Progress = lambda text, done: None,
+    *,
+    proposals: ProposalInput | None = None,
 ) -> Calibration:
     """The ranges of all float values of the abstract `model` that layers read or write, or that are summed.
 
+    proposals: what a net is given that takes them.
     What was found before for the same graph, photos and method is read from the user's cache. Raises ExportError for
     fewer than 5 photos, for photos of one colour each, and where a layer computes NaN or infinite values, naming it
     and the photo.
@@ -72,7 +81,7 @@ def calibrate(
         raise ExportError(f"calibration {method!r}: expected one of {', '.join(METHODS)}")
     if len(photos) < LEAST_PHOTOS:
         raise ExportError(f"{len(photos)} images to calibrate on: give {LEAST_PHOTOS} or more")
-    key = _key(model, canvas, photos, method)
+    key = _key(model, canvas, photos, method, proposals)
     known = _from_cache(key)
     if known is not None:
         return known
@@ -80,7 +89,7 @@ def calibrate(
     histograms = {name: Histogram() for name in names}
     layers = [node for node in model.graph if node.domain == "" and node.op_type in LAYERS]
     flops = dict.fromkeys((str(layer.name) for layer in layers), 0.0)
-    for photo, values in run_on(model, canvas, photos, names, progress):
+    for photo, values in run_on(model, canvas, photos, names, progress, proposals=proposals):
         for name, array in values.items():
             if not (np.isfinite(array.min(initial=0)) and np.isfinite(array.max(initial=0))):
                 raise ExportError(f"{photo}: {names[name]} computes NaN or infinite values: leave the image out")
@@ -104,6 +113,8 @@ def run_on(
     photos: Sequence[Photo],
     names: Iterable[str],
     progress: Progress = lambda text, done: None,
+    *,
+    proposals: ProposalInput | None = None,
 ) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
     """(name of the photo, the values of these names), for one photo after the other."""
     watched = lower(model, "native")
@@ -118,10 +129,10 @@ def run_on(
         progress(photo.name, number / len(photos))
         pixels = photo.pixels()
         shows_something = shows_something or bool((pixels != pixels[0, 0]).any())
-        images, sizes, _ = canvas.place([pixels])
-        feeds = {name: value for name, value in (("images", images), ("image_sizes", sizes)) if name in inputs}
+        request = request_for(canvas, proposals, [pixels])
+        feeds = {name: value for name, value in request.items() if name in inputs}
         values = dict(zip(wanted, session.run(wanted, feeds), strict=True)) if wanted else {}  # none would mean all
-        yield photo.name, {**values, **{name: feeds[name] for name in names if name in feeds}}
+        yield photo.name, {**values, **{name: request[name] for name in names if name in request}}
     if not shows_something:
         raise ExportError(f"{len(photos)} images of one colour each: give photos of what the net is to see")
 
@@ -170,9 +181,10 @@ def _flops(layer: ir.Node, values: Mapping[str, np.ndarray]) -> float:
     return 2.0 * output.size * elements / channels
 
 
-def _key(model: ir.Model, canvas: Canvas, photos: Sequence[Photo], method: str) -> str:
-    """Hash of graph, weights, canvas, photos and method."""
-    digest = hashlib.sha256(json.dumps([_VERSION, method, canvas.to_json()]).encode())
+def _key(model: ir.Model, canvas: Canvas, photos: Sequence[Photo], method: str, proposals: ProposalInput | None) -> str:
+    """Hash of graph, weights, canvas, photos, method and what the net is given beside."""
+    taken = [] if proposals is None else [proposals.most, repr(proposals.search)]
+    digest = hashlib.sha256(json.dumps([_VERSION, method, canvas.to_json(), *taken]).encode())
     for node in model.graph:
         attributes = {name: str(attribute.value) for name, attribute in sorted(node.attributes.items())}
         names = [[v.name if v is not None else None for v in values] for values in (node.inputs, node.outputs)]

@@ -8,6 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from regionrt.runtime.image import Canvas
+from regionrt.runtime.proposals import ProposalInput
 
 from ..compress.calibration import Photo
 from ..passes.qdq import Dialect, Range, insert_qdq, quantizable
@@ -24,6 +25,8 @@ def sensitivities(
     ranges: Mapping[str, Range],
     dialect: Dialect,
     progress: Progress = lambda text, done: None,
+    *,
+    proposals: ProposalInput | None = None,
 ) -> dict[str, float]:
     """By layer of the abstract `model`, the largest error of its stage's outputs when it alone is quantised.
 
@@ -33,7 +36,7 @@ def sensitivities(
     found: dict[str, float] = {}
     units = [unit for unit in split(model) if unit.op is None and quantizable(unit.model.graph)]
     fed = {name for unit in units for name in unit.inputs}
-    feeds = [values for _, values in run_on(model, canvas, photos, sorted(fed))]
+    feeds = [values for _, values in run_on(model, canvas, photos, sorted(fed), proposals=proposals)]
     total = sum(len(quantizable(unit.model.graph)) for unit in units)
     for unit in units:
         layers = [str(node.name) for node in quantizable(unit.model.graph)]

@@ -10,7 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from regionrt.train.models.region import canvas_of, eager
+from regionrt.train.models.proposal_net import ProposalNet
+from regionrt.train.requests import request_for
+from regionrt.train.tasks import task_of
 
 from ..errors import ExportError
 
@@ -59,9 +61,12 @@ def watch(
     Inputs and outputs are the layers' own ([N, …, in], or [N, C, H, W] of a convolution), of one photo at a time.
     ExportError names photo and layer where a value is NaN or infinite, and refuses images that show nothing at all.
     """
-    canvas = canvas_of(module)
+    task = task_of(module)
+    canvas, proposals = task.canvas_of(module), task.proposals_of(module)
     # `eager` appends a row of zeros to the RoIs' features, to learn what padding gives: no RoI of any photo.
-    behind_rois = {id(x) for part in ("box_head", "box_predictor") for x in getattr(module.roi_heads, part).modules()}
+    parts = ("box_head", "box_predictor")
+    heads = [] if isinstance(module, ProposalNet) else [getattr(module.roi_heads, part) for part in parts]
+    behind_rois = {id(layer) for head in heads for layer in head.modules()}
     photo = photos[0]
     shows_something = False
 
@@ -81,8 +86,8 @@ def watch(
             progress(photo.name, i / len(photos))
             pixels = photo.pixels()
             shows_something = shows_something or bool((pixels != pixels[0, 0]).any())
-            images, sizes, _ = canvas.place([pixels])
-            eager(module, torch.from_numpy(images), torch.from_numpy(sizes), stages=False)
+            request = request_for(canvas, proposals, [pixels])
+            task.eager(module, *map(torch.from_numpy, request.values()), stages=False)
     finally:
         for hook in hooks:
             hook.remove()

@@ -10,12 +10,8 @@ from torchvision.ops import roi_pool
 from .reference import MOST_CELLS, check, exact_in_float32
 
 
-@torch.library.custom_op("regionrt::pyramid_pool", mutates_args=())
-def pyramid_pool(feature: Tensor, rois: Tensor, counts: Tensor, spatial_scale: float, bins: Sequence[int]) -> Tensor:
-    """[N, P, C · Σb²] from `feature` [N, C, H, W], `rois` float32 [N, P, 4] and `counts` int32 [N].
-
-    See reference.py for what is computed, and for the order of the values.
-    """
+def differentiable(feature: Tensor, rois: Tensor, counts: Tensor, spatial_scale: float, bins: Sequence[int]) -> Tensor:
+    """What the op computes, with gradients of the feature: for training."""
     check(feature.shape[2:], bins)
     out = feature.new_zeros((*rois.shape[:2], feature.shape[1] * sum(b * b for b in bins)))
     top, bottom = _window(rois[..., 1], rois[..., 3], spatial_scale, feature.shape[2])
@@ -37,6 +33,15 @@ def pyramid_pool(feature: Tensor, rois: Tensor, counts: Tensor, spatial_scale: f
             pooled[b] = _of_crops(wide, windows.long().tolist(), b)
     out[image, row] = torch.cat([pooled[b].flatten(1) for b in bins], 1).to(out.dtype)
     return out
+
+
+@torch.library.custom_op("regionrt::pyramid_pool", mutates_args=())
+def pyramid_pool(feature: Tensor, rois: Tensor, counts: Tensor, spatial_scale: float, bins: Sequence[int]) -> Tensor:
+    """[N, P, C · Σb²] from `feature` [N, C, H, W], `rois` float32 [N, P, 4] and `counts` int32 [N].
+
+    See reference.py for what is computed, and for the order of the values.
+    """
+    return differentiable(feature, rois, counts, spatial_scale, bins)
 
 
 def _window(low: Tensor, high: Tensor, spatial_scale: float, side: int) -> tuple[Tensor, Tensor]:

@@ -9,6 +9,38 @@ from torchvision.ops import roi_align as torchvision_roi_align
 from .reference import level_thresholds
 
 
+def differentiable(
+    features: Sequence[Tensor],
+    rois: Tensor,
+    counts: Tensor,
+    spatial_scales: Sequence[float],
+    output_height: int,
+    output_width: int,
+    sampling_ratio: int,
+    aligned: bool,
+    mode: str,
+    canonical_scale: float,
+    canonical_level: int,
+) -> Tensor:
+    """What the op computes, with gradients of the features: for training."""
+    if mode != "avg":
+        raise ValueError(f"regionrt::roi_align runs mode 'avg' in PyTorch, not {mode!r}: use an exported form for it")
+    images, most = rois.shape[:2]
+    out = features[0].new_zeros((images, most, features[0].shape[1], output_height, output_width))
+    area = (rois[..., 2] - rois[..., 0]) * (rois[..., 3] - rois[..., 1])
+    thresholds = area.new_tensor(level_thresholds(spatial_scales, canonical_scale, canonical_level))
+    level = (area[..., None] >= thresholds).sum(-1)  # [N, P]
+    real = torch.arange(most, device=rois.device) < counts[:, None]
+    for index, (feature, scale) in enumerate(zip(features, spatial_scales, strict=True)):
+        image, row = torch.where(real & (level == index))
+        boxes = torch.cat([image[:, None].to(rois.dtype), rois[image, row]], 1)
+        size = (output_height, output_width)
+        # torchvision wants boxes in the features' type; rounded to 16 bits they would lie pixels away
+        pooled = torchvision_roi_align(feature.to(rois.dtype), boxes, size, scale, sampling_ratio, aligned)
+        out[image, row] = pooled.to(out.dtype)
+    return out
+
+
 @torch.library.custom_op("regionrt::roi_align", mutates_args=())
 def roi_align(
     features: Sequence[Tensor],
@@ -27,22 +59,10 @@ def roi_align(
 
     Only the average: torchvision has no maximum. See reference.py for what is computed.
     """
-    if mode != "avg":
-        raise ValueError(f"regionrt::roi_align runs mode 'avg' in PyTorch, not {mode!r}: use an exported form for it")
-    images, most = rois.shape[:2]
-    out = features[0].new_zeros((images, most, features[0].shape[1], output_height, output_width))
-    area = (rois[..., 2] - rois[..., 0]) * (rois[..., 3] - rois[..., 1])
-    thresholds = area.new_tensor(level_thresholds(spatial_scales, canonical_scale, canonical_level))
-    level = (area[..., None] >= thresholds).sum(-1)  # [N, P]
-    real = torch.arange(most, device=rois.device) < counts[:, None]
-    for index, (feature, scale) in enumerate(zip(features, spatial_scales, strict=True)):
-        image, row = torch.where(real & (level == index))
-        boxes = torch.cat([image[:, None].to(rois.dtype), rois[image, row]], 1)
-        size = (output_height, output_width)
-        # torchvision wants boxes in the features' type; rounded to 16 bits they would lie pixels away
-        pooled = torchvision_roi_align(feature.to(rois.dtype), boxes, size, scale, sampling_ratio, aligned)
-        out[image, row] = pooled.to(out.dtype)
-    return out
+    return differentiable(
+        features, rois, counts, spatial_scales, output_height, output_width, sampling_ratio, aligned, mode,
+        canonical_scale, canonical_level,
+    )  # fmt: skip
 
 
 @roi_align.register_fake

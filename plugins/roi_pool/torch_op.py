@@ -7,14 +7,10 @@ from torchvision.ops import roi_pool as torchvision_roi_pool
 from .reference import MOST_CELLS
 
 
-@torch.library.custom_op("regionrt::roi_pool", mutates_args=())
-def roi_pool(
+def differentiable(
     feature: Tensor, rois: Tensor, counts: Tensor, spatial_scale: float, output_height: int, output_width: int
 ) -> Tensor:
-    """[N, P, C, h, w] from `feature` [N, C, H, W], `rois` float32 [N, P, 4] and `counts` int32 [N].
-
-    See reference.py for what is computed.
-    """
+    """What the op computes, with gradients of the feature: for training."""
     if max(feature.shape[2:]) > MOST_CELLS:
         raise ValueError(f"expected a map of at most {MOST_CELLS} cells a side, got {list(feature.shape[2:])}")
     images, most = rois.shape[:2]
@@ -28,6 +24,17 @@ def roi_pool(
     pooled = torchvision_roi_pool(feature.to(rois.dtype), boxes, (output_height, output_width), 1.0)
     out[image, row] = pooled.to(out.dtype)
     return out
+
+
+@torch.library.custom_op("regionrt::roi_pool", mutates_args=())
+def roi_pool(
+    feature: Tensor, rois: Tensor, counts: Tensor, spatial_scale: float, output_height: int, output_width: int
+) -> Tensor:
+    """[N, P, C, h, w] from `feature` [N, C, H, W], `rois` float32 [N, P, 4] and `counts` int32 [N].
+
+    See reference.py for what is computed.
+    """
+    return differentiable(feature, rois, counts, spatial_scale, output_height, output_width)
 
 
 @roi_pool.register_fake

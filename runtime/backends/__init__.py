@@ -22,8 +22,10 @@ class Runner(Protocol):
     name: str
     """The backend's name: "onnxruntime", "torch" …"""
 
-    def run(self, images: np.ndarray, image_sizes: np.ndarray) -> dict[str, np.ndarray]:
+    def run(self, images: np.ndarray, image_sizes: np.ndarray, **proposals: np.ndarray) -> dict[str, np.ndarray]:
         """images uint8 [N, H, W, 3], image_sizes int32 [N, 2] (height, width of the valid part) -> outputs by name.
+
+        Nets that take proposals also take `proposals` float32 [N, P, 4] and `proposal_counts` int32 [N].
 
         Raises BackendError if the engine fails.
         """

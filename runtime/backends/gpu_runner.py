@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
 from regionrt.runtime.errors import BackendError
+from regionrt.runtime.inputs import INPUTS, request_of
 
 from .cuda import Cuda
-from .gpu_worker import INPUTS, Sessions, Worker
+from .gpu_worker import Sessions, Worker
 
 DEFAULT_WORKERS = 2
 
@@ -27,6 +28,8 @@ class PooledRunner:
     """
 
     cuda: Cuda
+    inputs: Mapping[str, np.dtype] = INPUTS
+    """What the net takes; a subclass whose net takes more says so before the first worker is taken."""
     _never_a_graph: str | None = None
     """Why none of the requests can be captured, where that is known beforehand."""
 
@@ -59,13 +62,13 @@ class PooledRunner:
         """How many requests have been replayed as CUDA graphs, of those that are done."""
         return self._pool.replayed()
 
-    def run(self, images: Any, image_sizes: Any) -> dict[str, np.ndarray]:
-        """As `Runner.run`; either may be an array on the GPU (DLPack or `__cuda_array_interface__`).
+    def run(self, images: Any, image_sizes: Any, **proposals: Any) -> dict[str, np.ndarray]:
+        """As `Runner.run`; each may be an array on the GPU (DLPack or `__cuda_array_interface__`).
 
         Such an array is copied there for a request that is replayed as a graph, and else read where it is.
         """
-        values = {"images": images, "image_sizes": image_sizes}
-        for name, dtype in INPUTS.items():
+        values = request_of(self.inputs, images, image_sizes, proposals)
+        for name, dtype in self.inputs.items():
             found = getattr(values[name], "dtype", None)
             if isinstance(values[name], np.ndarray) and found != dtype:
                 raise BackendError(f"{self.name}: {name}: expected {dtype}, found {found} {list(values[name].shape)}")

@@ -23,9 +23,6 @@ MOST_SESSIONS = 8
 """Shapes whose sessions and graphs a worker keeps; the one not used for longest goes."""
 _ALIGNMENT = 256
 
-INPUTS: dict[str, np.dtype] = {"images": np.dtype(np.uint8), "image_sizes": np.dtype(np.int32)}
-"""Of every request."""
-
 
 class Work(Protocol):
     """What a session executes, on memory whose addresses do not change while it lives."""

@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 
 from regionrt.runtime.errors import BackendError
+from regionrt.runtime.inputs import known_inputs, request_of
 from regionrt.runtime.machine import usable_cores, why_no_driver
 
-INPUTS = {"images": "tensor(uint8)", "image_sizes": "tensor(int32)"}
+_DTYPES = {f"tensor({name})": np.dtype(kind) for name, kind in (("uint8", "u1"), ("int32", "i4"), ("float", "f4"))}
 PROVIDERS = {
     "cpu": "CPUExecutionProvider",
     "cuda": "CUDAExecutionProvider",
@@ -47,18 +48,19 @@ class OnnxRuntimeRunner:
         provider: str = "cpu",
     ) -> None:  # fmt: skip
         self.threads, session, self.about = _open(path, threads, spin, arena, provider)
-        found = {node.name: node.type for node in session.get_inputs()}
-        if found != INPUTS:
-            raise BackendError(f"{path}: expected the inputs {INPUTS}, found {found}; this is no detector of ours")
+        found = {node.name: _DTYPES.get(node.type, node.type) for node in session.get_inputs()}
+        self.inputs = known_inputs(found, str(path))
         self._outputs = [node.name for node in session.get_outputs()]
         self._session: Any = session
 
-    def run(self, images: np.ndarray, image_sizes: np.ndarray) -> dict[str, np.ndarray]:
+    def run(self, images: np.ndarray, image_sizes: np.ndarray, **proposals: np.ndarray) -> dict[str, np.ndarray]:
         session = self._session  # our own reference: `close` in another thread cannot take it away in the middle
         if session is None:
             raise BackendError("onnxruntime: this predictor is closed; load the bundle again")
         try:
-            values = session.run(self._outputs, {"images": images, "image_sizes": image_sizes})
+            values = session.run(self._outputs, request_of(self.inputs, images, image_sizes, proposals))
+        except BackendError as error:
+            raise BackendError(f"onnxruntime: {error}") from error
         except Exception as error:
             raise BackendError(
                 f"onnxruntime: failed on images {list(images.shape)} {images.dtype}: {_first_line(error)}"

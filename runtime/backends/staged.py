@@ -6,7 +6,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,7 +14,9 @@ import numpy as np
 from regionrt.runtime import native
 from regionrt.runtime.bundle import Artifact, Manifest
 from regionrt.runtime.errors import BackendError
+from regionrt.runtime.inputs import inputs_of, request_of
 
+from .staged_rows import PooledRows, Rows, packed
 from .staged_steps import OUTPUTS, checked_stages, in_order, read_constants
 
 _STEP = 32  # an engine prepares for each number of rows anew: it sees multiples of this, and
@@ -48,25 +49,6 @@ class StageEngine(Protocol):
     def open(self, path: Path, stage: Mapping[str, Any]) -> OpenStage:
         """`stage`: its entry in the manifest. Raises BackendError if the engine refuses it."""
         ...
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Rows of RoIs or detections of all images, packed: `data` [R, …] holds counts[0] of the first image, and so on."""
-
-    data: np.ndarray
-    counts: np.ndarray  # int32 [N]
-
-    def of(self, image: int) -> np.ndarray:
-        start = int(self.counts[:image].sum())
-        return self.data[start : start + int(self.counts[image])]
-
-    def padded(self, slots: int) -> np.ndarray:
-        """[N, slots, …] with zeros behind the rows of each image."""
-        out = np.zeros((len(self.counts), slots, *self.data.shape[1:]), self.data.dtype)
-        for image, count in enumerate(self.counts):
-            out[image, :count] = self.of(image)
-        return out
 
 
 class _Worker:
@@ -102,7 +84,8 @@ class StagedRunner:
         types = {stage.feature_type for stage in self._stages.values()}
         (self._feature_type,) = types or {np.dtype(np.float32)}
         constants = read_constants(manifest, artifact)
-        self.steps = in_order([*artifact.stages], [*artifact.ops_between], set(constants))
+        self._inputs = inputs_of(artifact.inputs)
+        self.steps = in_order([*artifact.stages], [*artifact.ops_between], {*self._inputs, *constants})
         self._constants = constants
         self._counts_of = {
             name: op["inputs"][-1] for op in artifact.ops_between for name in op["outputs"] if _is_pooling(op)
@@ -118,30 +101,34 @@ class StagedRunner:
         self._lock = threading.Lock()
         self._closed = False
 
-    def run(self, images: np.ndarray, image_sizes: np.ndarray) -> dict[str, np.ndarray]:
-        return self._run(images, image_sizes, None)
+    def run(self, images: np.ndarray, image_sizes: np.ndarray, **proposals: np.ndarray) -> dict[str, np.ndarray]:
+        return self._run(request_of(self._inputs, images, image_sizes, proposals), None)
 
-    def profile(self, images: np.ndarray, image_sizes: np.ndarray) -> dict[str, float]:
+    def profile(self, images: np.ndarray, image_sizes: np.ndarray, **proposals: np.ndarray) -> dict[str, float]:
         """Seconds spent in each step of one run, by the step's name."""
         spent: dict[str, float] = {}
-        self._run(images, image_sizes, lambda name, seconds: spent.__setitem__(name, seconds))
+        request = request_of(self._inputs, images, image_sizes, proposals)
+        self._run(request, lambda name, seconds: spent.__setitem__(name, seconds))
         return spent
 
     def _run(
-        self, images: np.ndarray, image_sizes: np.ndarray, tell: Callable[[str, float], None] | None
+        self, request: Mapping[str, np.ndarray], tell: Callable[[str, float], None] | None
     ) -> dict[str, np.ndarray]:
-        values: dict[str, Any] = {**self._constants, "images": images, "image_sizes": image_sizes}
+        values: dict[str, Any] = {**self._constants, **request}
         with self._worker() as worker:
             for step in self.steps:
                 start = time.perf_counter()
                 values.update(self._step(worker, step, values))
-                if tell is not None:
+                if tell is not None:  # what a step costs is not to be seen in another one
+                    values.update({n: values[n].whole() for n in step["outputs"] if isinstance(values[n], PooledRows)})
                     tell(step["name"], time.perf_counter() - start)
             slots = values["boxes"].shape[1] if "boxes" in values else 0  # label maps have no rows
             return {name: self._owned(name, values[name], slots) for name in self._outputs if name in values}
 
     def _owned(self, name: str, value: Any, slots: int) -> np.ndarray:
         """An output that the next request does not write over."""
+        if isinstance(value, PooledRows):
+            value = value.whole()
         if isinstance(value, Rows):
             return value.padded(slots)
         return value.copy() if name in self._borrowed else value
@@ -165,16 +152,18 @@ class StagedRunner:
             last = np.ascontiguousarray(values[name].transpose(0, 2, 3, 1))
             return native.narrowed(last, self._feature_type)
         if name in self._counts_of:
-            rows = _packed(values[name], values[self._counts_of[name]])
+            rows = packed(values[name], values[self._counts_of[name]])
             if name in step["channels_last"]:
                 rows = Rows(rows.data.transpose(0, 2, 3, 1), rows.counts)
             return Rows(native.narrowed(np.ascontiguousarray(rows.data), self._feature_type), rows.counts)
         if name in self._by_row:
-            return _packed(values[name], values[step["inputs"][-2]])  # RegionDetections: the counts of its RoIs
+            return packed(values[name], values[step["inputs"][-2]])  # RegionDetections: the counts of its RoIs
         return values[name]
 
     def _as_whole(self, name: str, value: Any, like: np.ndarray) -> np.ndarray:
         """The way back; `like` fills the rows behind the counts."""
+        if isinstance(value, PooledRows):
+            value = value.whole()
         if isinstance(value, Rows):
             data = native.widened(value.data)
             rows = Rows(data.transpose(0, 3, 1, 2) if self._pooled_channels_last(name) else data, value.counts)
@@ -221,12 +210,11 @@ class StagedRunner:
             shapes = {name: step["shapes"][name][2:] for name in step["outputs"]}
             return {name: Rows(np.zeros((0, *shape), np.float32), counts) for name, shape in shapes.items()}
         bucket = bucket_of(rows, step["slots"] * len(counts))
-        whole = {
-            name: self._in_bucket(worker, step, name, values[name], counts, rows, bucket) for name in step["inputs"]
-        }
         chunks = []
         for start in range(0, bucket, _CHUNK):
-            found = worker.sessions[step["name"]].run({n: rows[start : start + _CHUNK] for n, rows in whole.items()})
+            stop = min(start + _CHUNK, bucket)
+            feeds = {name: self._some(worker, step, name, values[name], counts, start, stop) for name in step["inputs"]}
+            found = worker.sessions[step["name"]].run(feeds)
             chunks.append(found if bucket <= _CHUNK else {name: value.copy() for name, value in found.items()})
         return {
             name: Rows(
@@ -235,28 +223,23 @@ class StagedRunner:
             for name in step["outputs"]
         }
 
-    def _in_bucket(
-        self,
-        worker: _Worker,
-        step: Mapping[str, Any],
-        name: str,
-        value: Any,
-        counts: np.ndarray,
-        rows: int,
-        bucket: int,
+    def _some(
+        self, worker: _Worker, step: Mapping[str, Any], name: str, value: Any, counts: np.ndarray, start: int, stop: int
     ) -> np.ndarray:
-        """An input of a stage of rows, as the stage takes it: [bucket, …], zeros behind the real ones."""
-        if isinstance(value, Rows):  # RoI features, in memory that reaches beyond them
-            shape = value.data.shape[1:]
-            whole = worker.memory(name, (bucket, *shape), value.data.dtype)
-            if not np.shares_memory(whole, value.data):
-                whole[:rows] = value.data
+        """Rows [start, stop) of a stage's input, as the stage takes them: zeros behind the real ones."""
+        rows = min(stop, int(counts.sum())) - start
+        if isinstance(value, PooledRows):
+            shape, dtype = value.shape, value.dtype
         else:
-            shape = value.shape[2:]
-            whole = worker.memory(name, (bucket, *shape), value.dtype)
-            whole[:rows] = np.concatenate([value[n, :count] for n, count in enumerate(counts)])
-        whole[rows:] = 0
-        return whole if name in step["channels_last"] else whole.reshape(bucket, 1, *shape)
+            data = value.data if isinstance(value, Rows) else packed(value, counts).data
+            shape, dtype = data.shape[1:], data.dtype
+        some = worker.memory(name, (stop - start, *shape), dtype)
+        if isinstance(value, PooledRows):
+            value.into(some[:rows], start)
+        else:
+            some[:rows] = data[start : start + rows]
+        some[rows:] = 0
+        return some if name in step["channels_last"] else some.reshape(len(some), 1, *shape)
 
     def _proposals(self, worker: _Worker, step: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
         *levels, sizes = (values[name] for name in step["inputs"])
@@ -310,22 +293,23 @@ class StagedRunner:
         """The RoIs of all images, packed, each pooled to `shape`."""
         *levels, rois, counts = (values[name] for name in step["inputs"])
         (name,) = step["outputs"]
-        rows = int(counts.sum())
-        bucket = bucket_of(rows, rois.shape[1] * len(counts))
-        memory = worker.memory(name, (bucket, *shape), self._feature_type)
-        start = 0
-        for image, count in enumerate(counts):
-            if count:
-                pool(
-                    [level[image : image + 1] for level in levels],
-                    rois[image : image + 1, :count],
-                    counts[image : image + 1],
-                    out=memory[None, start : start + count],
-                    threads=self.threads,
-                    **options,
-                )
-            start += count
-        return {name: Rows(memory[:rows], counts)}
+        ends = np.cumsum(counts)
+
+        def into(out: np.ndarray, start: int) -> None:
+            stop = start + len(out)
+            for image, (first, last) in enumerate(zip(ends - counts, ends, strict=True)):
+                low, high = max(first, start), min(last, stop)
+                if low < high:
+                    pool(
+                        [level[image : image + 1] for level in levels],
+                        rois[image : image + 1, low - first : high - first],
+                        np.array([high - low], np.int32),
+                        out=out[None, low - start : high - start],
+                        threads=self.threads,
+                        **options,
+                    )
+
+        return {name: PooledRows(shape, self._feature_type, counts, into)}
 
     def _detections(self, worker: _Worker, step: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
         logits, deltas, rois, counts, sizes = (values[name] for name in step["inputs"])
@@ -367,11 +351,6 @@ def usual_shapes(stage: Mapping[str, Any]) -> dict[str, list[int | None]]:
     else:
         first = min(bucket_of(stage["slots"], stage["slots"]), _CHUNK)
     return {name: [first, *stage["shapes"][name][1:]] for name in stage["inputs"]}
-
-
-def _packed(values: np.ndarray, counts: np.ndarray) -> Rows:
-    """[N, slots, …] without the rows behind the counts."""
-    return Rows(np.concatenate([rows[:count] for rows, count in zip(values, counts, strict=True)]), counts)
 
 
 def _of_one_map(pool: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:

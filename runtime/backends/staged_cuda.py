@@ -15,6 +15,7 @@ from regionrt.runtime.errors import BackendError
 from regionrt.runtime.gpu.arrays import SIZES, GpuArray
 from regionrt.runtime.gpu.kernels import Kernels
 from regionrt.runtime.gpu.steps import OPS, Layouts
+from regionrt.runtime.inputs import inputs_of
 
 from .cuda import Cuda
 from .gpu_runner import DEFAULT_WORKERS, PooledRunner
@@ -62,14 +63,15 @@ class StagedCudaRunner(PooledRunner):
         try:
             entries = checked_stages(artifact, OPS)
             arrays = read_constants(manifest, artifact)
-            self._steps = in_order([*entries], [*artifact.ops_between], set(arrays))
+            self.inputs = inputs_of(artifact.inputs)
+            self._steps = in_order([*entries], [*artifact.ops_between], {*self.inputs, *arrays})
             self._layouts = Layouts(frozenset(name for stage in entries for name in stage["channels_last"]))
             for stage in entries:
                 self._stages[stage["name"]] = engine.open(manifest.path(stage["file"]), stage)
             self._upload(arrays)
             worker = self._pool.take()
             try:
-                worker.session({"images": usual, "image_sizes": (usual[0], 2)})
+                worker.session(self._usual_shapes(artifact, usual))
             finally:
                 self._pool.give(worker)
         except BaseException:
@@ -81,6 +83,12 @@ class StagedCudaRunner(PooledRunner):
             "cuda": cuda.library,
             "workers": workers,
         }
+
+    def _usual_shapes(self, artifact: Artifact, images: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+        """Of all inputs, where `images` is [N, H, W, 3]: as the manifest describes them, with N images."""
+        described = {entry["name"]: entry["shape"][1:] for entry in artifact.inputs}
+        rows = {name: (images[0], *described.get(name, ())) for name in self.inputs}
+        return rows | {"images": images, "image_sizes": (images[0], 2)}
 
     def _upload(self, arrays: Mapping[str, np.ndarray]) -> None:
         stream = self.cuda.stream()
@@ -104,8 +112,8 @@ class StagedCudaRunner(PooledRunner):
 
     def _sessions(self) -> StagedSessions:
         return StagedSessions(
-            self.name, self._steps, self._stages, self._constants, self._layouts, self._engine, self.cuda,
-            self._kernels,
+            self.name, self._steps, self._stages, self._constants, self.inputs, self._layouts, self._engine,
+            self.cuda, self._kernels,
         )  # fmt: skip
 
     def _free(self) -> None:

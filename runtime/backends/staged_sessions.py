@@ -15,7 +15,7 @@ from regionrt.runtime.gpu.steps import OPS, Layouts
 
 from .cuda import Cuda
 from .gpu_stages import BoundStage, GpuStage, GpuStageEngine, Shape, Tensor
-from .gpu_worker import INPUTS, Block, Session, both_blocks, bytes_of, require_memory, views
+from .gpu_worker import Block, Session, both_blocks, bytes_of, require_memory, views
 from .staged_steps import OUTPUTS
 
 
@@ -28,13 +28,14 @@ class StagedSessions:
         steps: list[Mapping[str, Any]],
         stages: Mapping[str, GpuStage],
         constants: Mapping[str, GpuArray],
+        inputs: Mapping[str, np.dtype],
         layouts: Layouts,
         engine: GpuStageEngine,
         cuda: Cuda,
         kernels: Kernels,
     ) -> None:
         self.label = f"{label} staged"
-        self.inputs: Mapping[str, np.dtype] = INPUTS
+        self.inputs = inputs
         self._steps, self._stages, self._constants, self._layouts = steps, stages, constants, layouts
         self._engine, self._cuda, self._kernels = engine, cuda, kernels
         workspace = max((stage.workspace_bytes for stage in stages.values()), default=0)
@@ -46,19 +47,19 @@ class StagedSessions:
     def open(self, shapes: Mapping[str, Shape], stream: int, forget: Callable[[], None]) -> Session:
         values = {
             **self._constants,
-            **{name: GpuArray(0, tuple(shapes[name]), dtype.name) for name, dtype in INPUTS.items()},
+            **{name: GpuArray(0, tuple(shapes[name]), dtype.name) for name, dtype in self.inputs.items()},
         }
         stages: dict[str, BoundStage] = {}
         try:
             scratch = self._follow(values, stages, stream)
             outputs = {name: values[name] for name in OUTPUTS if name in values}
-            own = set(values) - {*self._constants, *INPUTS, *outputs}
+            own = set(values) - {*self._constants, *self.inputs, *outputs}
             offsets, arena = packed({name: values[name].nbytes for name in sorted(own)})
             self._make_room(shapes, outputs, arena + scratch, forget)
             assert self._blocks is not None
             inputs_block, outputs_block = self._blocks
             dtypes = {name: np.dtype(array.dtype) for name, array in outputs.items()}
-            input_views, input_offsets, upload_bytes = views(inputs_block, shapes, INPUTS)
+            input_views, input_offsets, upload_bytes = views(inputs_block, shapes, self.inputs)
             output_views, output_offsets, download_bytes = views(
                 outputs_block, {name: array.shape for name, array in outputs.items()}, dtypes
             )
@@ -104,7 +105,7 @@ class StagedSessions:
     def _make_room(
         self, shapes: Mapping[str, Shape], outputs: Mapping[str, GpuArray], arena: int, forget: Callable[[], None]
     ) -> None:
-        inputs = {name: bytes_of(shapes[name], dtype) for name, dtype in INPUTS.items()}
+        inputs = {name: bytes_of(shapes[name], dtype) for name, dtype in self.inputs.items()}
         needed = inputs, {name: array.nbytes for name, array in outputs.items()}
         if self._blocks is not None and arena <= self._arena_bytes and _fit(self._blocks, needed):
             return

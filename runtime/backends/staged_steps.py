@@ -48,8 +48,8 @@ def checked_stages(artifact: Artifact, known_ops: Collection[str]) -> tuple[Mapp
 
 
 def in_order(stages: list[Mapping[str, Any]], ops: list[Mapping[str, Any]], known: set[str]) -> list[Mapping[str, Any]]:
-    """Stages and ops in an order in which each finds its inputs. BundleError where there is none."""
-    have = {*known, "images", "image_sizes"}
+    """Stages and ops in an order in which each finds its inputs, `known` first. BundleError where there is none."""
+    have = set(known)
     left = [*stages, *ops]
     ordered: list[Mapping[str, Any]] = []
     while left:

@@ -16,12 +16,13 @@ from typing import Any
 import numpy as np
 
 from regionrt.runtime.errors import BackendError
+from regionrt.runtime.inputs import known_inputs
 from regionrt.runtime.preflight import LIBRARIES
 
 from .cuda import Cuda, open_cuda
 from .engine_worker import Engine, EngineSessions, Profile
 from .gpu_runner import DEFAULT_WORKERS, PooledRunner
-from .gpu_worker import INPUTS, require_memory
+from .gpu_worker import require_memory
 
 
 class TensorRTRunner(PooledRunner):
@@ -66,9 +67,7 @@ class TensorRTRunner(PooledRunner):
 
             register_to_load(trt, certificate["plugins"], self.cuda)
         self._engine = open_engine(Path(path), trt, self.cuda, allow_host_code)
-        if self._engine.inputs != INPUTS:
-            expected, found = ({name: str(dtype) for name, dtype in of.items()} for of in (INPUTS, self._engine.inputs))
-            raise BackendError(f"{path}: expected the inputs {expected}, found {found}; this is no detector of ours")
+        self.inputs = known_inputs(self._engine.inputs, str(path))
         if certificate.get("data_dependent_shapes"):
             self._never_a_graph = "its shapes depend on the data"
         try:

@@ -112,7 +112,7 @@ def test_norm_eps_of_published_weights():
     ("name", "config", "labels", "message"),
     [
         ("faster", {}, LABELS, "unknown model 'faster'.*faster_rcnn"),
-        ("faster_rcnn", {"backbone": "vgg16"}, LABELS, "unknown backbone 'vgg16'.*squeezenet1_1"),
+        ("faster_rcnn", {"backbone": "vgg19"}, LABELS, "unknown backbone 'vgg19'.*squeezenet1_1"),
         ("faster_rcnn", {"colour": 1}, LABELS, "unknown option 'colour'.*backbone"),
         ("torchvision/maskrcnn_resnet50_fpn", {"backbone": "x"}, LABELS, "unknown option 'backbone'.*min_size"),
         ("faster_rcnn", {"size": [100, 200]}, LABELS, "96x192 or 112x208"),

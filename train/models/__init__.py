@@ -12,11 +12,14 @@ from torch import nn
 from .config import RegionConfig
 from .deconvnet import DeconvnetConfig, deconvnet
 from .errors import ModelError
+from .fast_rcnn import FastRcnnConfig, fast_rcnn
 from .faster_rcnn import faster_rcnn
 from .fcn import FcnConfig, fcn
 from .localiser import LocaliserConfig, localiser
 from .mask_rcnn import mask_rcnn
+from .rcnn import RcnnConfig, rcnn
 from .segnet import SegnetConfig, segnet
+from .sppnet import SppnetConfig, sppnet
 from .svd_pairs import with_svd_pairs
 from .torchvision_models import BUILDERS, torchvision_model
 from .unet import UnetConfig, unet
@@ -55,6 +58,13 @@ def _ours(build: Callable[[Any, Sequence[str]], nn.Module], config: Any, task: s
 MODELS: dict[str, Model] = {
     "faster_rcnn": _ours(faster_rcnn, RegionConfig(), "detection", "Faster R-CNN, choice of backbone"),
     "mask_rcnn": _ours(mask_rcnn, RegionConfig(), "instance-segmentation", "Mask R-CNN, choice of backbone"),
+    "rcnn": _ours(rcnn, RcnnConfig(), "proposal-detection", "R-CNN: proposals warped to one size; choice of backbone"),
+    "sppnet": _ours(
+        sppnet, SppnetConfig(), "proposal-detection", "SPPnet: a pyramid of each proposal; choice of backbone"
+    ),
+    "fast_rcnn": _ours(
+        fast_rcnn, FastRcnnConfig(), "proposal-detection", "Fast R-CNN on proposals; choice of backbone and pooling"
+    ),
     "fcn32s": _ours(
         fcn, FcnConfig(finest=32, backbone="mobilenet_v2"), "segmentation", "FCN on one map; choice of backbone"
     ),
@@ -78,7 +88,8 @@ MODELS: dict[str, Model] = {
 
 
 def build_model(name: str, config: Mapping[str, Any], labels: Sequence[str]) -> nn.Module:
-    """A model in eval mode, randomly initialised: a torchvision FasterRCNN or MaskRCNN, a `DenseNet`, or a `Localiser`.
+    """A model in eval mode, randomly initialised: a torchvision FasterRCNN or MaskRCNN, or a
+    `ProposalNet`, `DenseNet` or `Localiser`.
 
     labels: names by index, except for segmentation with `__background__` first. ModelError for an unknown name or
     option, and for labels that are not so.

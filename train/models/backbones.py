@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 from torchvision import models
@@ -21,12 +22,13 @@ NORMS: dict[str, Callable[..., nn.Module]] = {"batch": nn.BatchNorm2d, "frozen":
 class Backbone:
     """How to build one, the anchors that suit its maps, and where its classifier's keys go in a detector."""
 
-    build: Callable[[RegionConfig], nn.Module]
+    build: Callable[[Any], nn.Module]  # from a config with `norm` and `channels`
     levels: int  # feature maps that the RPN reads
     stride: int  # of the coarsest map that RoIs are pooled from
     anchor_sizes: tuple[tuple[int, ...], ...]  # per level, sides in canvas px
     source: str  # prefix of its layers' keys in the classifier's state_dict
     description: str
+    frozen: tuple[str, ...] = ()  # layers that Fast R-CNN does not fine-tune where --init brought them
 
 
 def build_backbone(config: RegionConfig) -> nn.Module:
@@ -64,6 +66,24 @@ def _squeezenet1_1(config: RegionConfig) -> nn.Module:
     return _one_map(features, 512, config.channels)
 
 
+def _vgg16(config: RegionConfig) -> nn.Module:
+    """VGG16 (Simonyan and Zisserman, arXiv:1409.1556, configuration D) without its last pooling: 512 channels."""
+    return _one_map(models.vgg16(weights=None).features[:30], 512, config.channels)
+
+
+def _alexnet(config: RegionConfig) -> nn.Module:
+    """AlexNet (Krizhevsky et al., 2012) without its last pooling: one map of 256 channels, stride 16.
+
+    conv1 is padded further and the poolings keep what is left at the edge, so that the map is size / 16.
+    """
+    features = models.alexnet(weights=None).features[:12]
+    features[0].padding = (4, 4)
+    for layer in features:
+        if isinstance(layer, nn.MaxPool2d):
+            layer.ceil_mode = True
+    return _one_map(features, 256, config.channels)
+
+
 def _mobilenet_v2(config: RegionConfig) -> nn.Module:
     """MobileNetV2 (Sandler et al., arXiv:1801.04381) up to its last block of stride 16: one map of 96 channels."""
     return _one_map(models.mobilenet_v2(weights=None, norm_layer=NORMS[config.norm]).features[:14], 96, config.channels)
@@ -99,8 +119,22 @@ def _one_map(features: nn.Sequential, width: int, channels: int | None) -> nn.Mo
 _OF_ONE_MAP = ((16, 32, 64, 128, 256),)
 _OF_PYRAMID = tuple((size,) for size in (16, 32, 64, 128, 256))
 BACKBONES = {
-    "squeezenet1_1": Backbone(_squeezenet1_1, 1, 16, _OF_ONE_MAP, "features.", "one map, stride 16, no norm"),
-    "mobilenet_v2": Backbone(_mobilenet_v2, 1, 16, _OF_ONE_MAP, "features.", "one map, stride 16"),
+    "squeezenet1_1": Backbone(
+        _squeezenet1_1, 1, 16, _OF_ONE_MAP, "features.", "one map, stride 16, no norm", ("backbone.body.0",)
+    ),
+    "mobilenet_v2": Backbone(
+        _mobilenet_v2, 1, 16, _OF_ONE_MAP, "features.", "one map, stride 16", ("backbone.body.0", "backbone.body.1")
+    ),
+    "vgg16": Backbone(
+        _vgg16,
+        1,
+        16,
+        _OF_ONE_MAP,
+        "features.",
+        "one map, stride 16, no norm",
+        ("backbone.body.0", "backbone.body.2", "backbone.body.5", "backbone.body.7"),  # conv1 and conv2
+    ),
+    "alexnet": Backbone(_alexnet, 1, 16, _OF_ONE_MAP, "features.", "one map, stride 16, no norm", ("backbone.body.0",)),
     "mobilenet_v3_large": Backbone(
         _mobilenet_v3_large,
         4,
@@ -112,7 +146,7 @@ BACKBONES = {
     "resnet18": Backbone(_resnet(models.resnet18), 5, 32, _OF_PYRAMID, "", "FPN, strides 4-64"),
     "resnet50": Backbone(_resnet(models.resnet50), 5, 32, _OF_PYRAMID, "", "FPN, strides 4-64"),
 }
-SOURCES = {name: entry.source for name, entry in BACKBONES.items()} | {"vgg16": "features.", "vgg16_bn": "features."}
+SOURCES = {name: entry.source for name, entry in BACKBONES.items()} | {"vgg16_bn": "features."}
 """Prefix of the backbone's layers in the state_dict of torchvision's classifier of that name."""
 
 

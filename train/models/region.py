@@ -18,11 +18,11 @@ from torchvision.ops import MultiScaleRoIAlign, clip_boxes_to_image, nms, remove
 
 from regionrt.runtime.image import Canvas
 
+from .detections import detections_of, padded, padded_detections, pairs, top
 from .errors import ModelError
 
 MAX_CANDIDATES = 3840  # TensorRT's TopK takes no more
 _PROBE_PX = 128
-_MIN_DETECTION_PX = 1e-2  # RoIHeads.postprocess_detections
 
 
 def stride_of(module: nn.Module) -> int:
@@ -122,7 +122,7 @@ def losses(
     _forget_scales(module)
     with _fp32_boxes(module):
         features = _features(module, x)
-        proposals, rpn_losses = module.rpn(ImageList(x, _pairs(image_sizes)), features, targets)
+        proposals, rpn_losses = module.rpn(ImageList(x, pairs(image_sizes)), features, targets)
         # In training mode RoIHeads reads the shapes only to infer the scale of each feature map: that is the canvas's.
         _, roi_losses = module.roi_heads(features, proposals, shapes, targets)
     return {**rpn_losses, **roi_losses}
@@ -150,7 +150,7 @@ def eager(
     """
     if module.training:
         raise ValueError("eager needs module.eval()")
-    sizes = _pairs(image_sizes)
+    sizes = pairs(image_sizes)
     x = _normalised(module, images, image_sizes)
     shapes = [(x.shape[2], x.shape[3])] * len(x)
     _forget_scales(module)
@@ -165,46 +165,37 @@ def eager(
         class_logits, box_deltas = heads.box_predictor(heads.box_head(with_zero))
         counts = [len(r) for r in rois]
         found = [
-            _detections(module, logits, deltas, boxes, size, candidates)
+            detections_of(heads, logits, deltas, boxes, size, candidates)
             for logits, deltas, boxes, size in zip(
                 class_logits[:-1].split(counts), box_deltas[:-1].split(counts), rois, sizes, strict=True
             )
         ]
         limit = heads.detections_per_img
-        boxes, scores, labels, roi_index, overflow = (list(v) for v in zip(*found, strict=True))
-        values = {
-            "num_detections": x.new_tensor([len(b) for b in boxes], dtype=torch.int32),
-            "boxes": _pad(boxes, limit),
-            "scores": _pad(scores, limit, -1),
-            "labels": _pad(labels, limit, -1).to(torch.int32),
-            "overflow": x.new_tensor(overflow, dtype=torch.int32),
-        }
+        boxes, _, labels, _, _ = (list(v) for v in zip(*found, strict=True))
+        values = padded_detections(found, limit)
+        roi_index = values.pop("roi_index")
         if heads.has_mask():
             mask_pooled = heads.mask_roi_pool(features, boxes, shapes)  # [ΣD, C, m, m]
             logits = heads.mask_predictor(heads.mask_head(mask_pooled))  # [ΣD, K+1, M, M]
             masks = logits.sigmoid()[torch.arange(len(logits), device=x.device), torch.cat(labels)]
             per_image = [len(b) for b in boxes]
-            values["masks"] = _pad(masks.split(per_image), limit)
+            values["masks"] = padded(masks.split(per_image), limit)
     if not stages:
         return values
     slots = module.rpn._post_nms_top_n["testing"]
     values |= rpn_values | {f"features.{i}": f for i, f in enumerate(features.values())}
     values |= {
-        "rois": _pad(rois, slots),
-        "roi_scores": _pad(roi_scores, slots),
+        "rois": padded(rois, slots),
+        "roi_scores": padded(roi_scores, slots),
         "roi_counts": x.new_tensor(counts, dtype=torch.int32),
-        "roi_features": _pad(pooled.split(counts), slots),
-        "class_logits": _pad(class_logits[:-1].split(counts), slots, class_logits[-1]),
-        "box_deltas": _pad(box_deltas[:-1].split(counts), slots, box_deltas[-1]),
-        "roi_index": _pad(roi_index, limit, -1).to(torch.int32),
+        "roi_features": padded(pooled.split(counts), slots),
+        "class_logits": padded(class_logits[:-1].split(counts), slots, class_logits[-1]),
+        "box_deltas": padded(box_deltas[:-1].split(counts), slots, box_deltas[-1]),
+        "roi_index": roi_index,
     }
     if heads.has_mask():
-        values["mask_roi_features"] = _pad(mask_pooled.split(per_image), limit)
+        values["mask_roi_features"] = padded(mask_pooled.split(per_image), limit)
     return values
-
-
-def _pairs(image_sizes: Tensor) -> list[tuple[int, int]]:
-    return [(int(h), int(w)) for h, w in image_sizes.tolist()]
 
 
 def _normalised(module: nn.Module, images: Tensor, image_sizes: Tensor) -> Tensor:
@@ -272,7 +263,7 @@ def _proposals(
     for i, size in enumerate(sizes):
         boxes_of_level, scores_of_level = [], []
         for level in range(levels):
-            logits, best = _top(values[f"objectness.{level}"][i], rpn._pre_nms_top_n["testing"])
+            logits, best = top(values[f"objectness.{level}"][i], rpn._pre_nms_top_n["testing"])
             deltas, anchors = values[f"rpn_deltas.{level}"][i, best], values[f"anchors.{level}"][best]
             boxes = clip_boxes_to_image(rpn.box_coder.decode(deltas, [anchors])[:, 0], size)
             scores = logits.sigmoid()
@@ -281,50 +272,7 @@ def _proposals(
             keep = keep[nms(boxes[keep], scores[keep], rpn.nms_thresh)]
             boxes_of_level.append(boxes[keep])
             scores_of_level.append(scores[keep])
-        scores, order = _top(torch.cat(scores_of_level), rpn._post_nms_top_n["testing"])
+        scores, order = top(torch.cat(scores_of_level), rpn._post_nms_top_n["testing"])
         all_boxes.append(torch.cat(boxes_of_level)[order])
         all_scores.append(scores)
     return all_boxes, all_scores
-
-
-def _detections(
-    module: nn.Module, logits: Tensor, deltas: Tensor, rois: Tensor, size: tuple[int, int], candidates: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor, int]:
-    """Boxes, scores, labels, RoI indices and overflow of one image, by falling score (postprocess_detections)."""
-    heads = module.roi_heads
-    classes = logits.shape[1]
-    boxes = clip_boxes_to_image(heads.box_coder.decode(deltas, [rois]).reshape(len(rois), classes, 4), size)
-    scores = logits.softmax(-1)[:, 1:].flatten()  # [P·K], RoI by RoI
-    above = torch.where(scores > heads.score_thresh)[0]
-    overflow = max(len(above) - candidates, 0)
-    scores, order = _top(scores[above], candidates)
-    pair = above[order]
-    roi_index = pair // (classes - 1)
-    labels = pair % (classes - 1) + 1
-    boxes = boxes[roi_index, labels]
-    big = remove_small_boxes(boxes, _MIN_DETECTION_PX)
-    kept = []
-    for label in labels[big].unique():
-        of_class = big[labels[big] == label]
-        kept.append(of_class[nms(boxes[of_class], scores[of_class], heads.nms_thresh)])
-    keep = torch.cat(kept).sort()[0] if kept else big[:0]  # candidates are in the order of falling scores
-    keep = keep[: heads.detections_per_img]
-    return boxes[keep], scores[keep], labels[keep], roi_index[keep], overflow
-
-
-def _top(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k largest of a vector, falling, equal ones by index as ONNX's TopK has it (torch.topk leaves that open)."""
-    ordered, index = values.sort(descending=True, stable=True)
-    return ordered[:k], index[:k]
-
-
-def _pad(rows: Sequence[Tensor], slots: int, value: float | Tensor = 0) -> Tensor:
-    """One tensor [n_i, …] per image -> [N, slots, …], unused rows filled with `value` (a number, or one row)."""
-    shape = (len(rows), slots, *rows[0].shape[1:])
-    if isinstance(value, Tensor):
-        padded = value.expand(shape).clone()
-    else:
-        padded = rows[0].new_full(shape, value)
-    for target, source in zip(padded, rows, strict=True):
-        target[: len(source)] = source
-    return padded
