@@ -14,6 +14,7 @@ from regionrt.train.models.svd_pairs import SPATIAL, SVD, splittable
 from ..errors import ExportError
 from .calibration import Photo, calibration_and_held_out
 from .data_aware import RIDGE, DataAwareSVD, moments_of
+from .factors import Halves
 from .layers import largest_rank
 from .output_error import output_errors
 from .ranks import Energy, Rank, Ratio
@@ -27,7 +28,7 @@ from .splitting import (
     replace_layers_,
     split_layers,
 )
-from .truncated_svd import Halves, TruncatedSVD
+from .truncated_svd import TruncatedSVD
 
 Progress = Callable[[str, float], None]
 
