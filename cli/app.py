@@ -14,7 +14,8 @@ from regionrt.runtime.errors import RegionRTError
 from . import console
 
 VERBS = (  # in the order of the road, for --help
-    "doctor", "models", "demo", "train", "eval", "compress", "export", "build", "verify", "infer", "bench", "deploy",
+    "doctor", "models", "demo", "train", "eval", "compress", "export", "build", "verify", "infer", "bench", "tune",
+    "deploy",
 )  # fmt: skip
 
 

@@ -22,7 +22,6 @@ from regionrt.train.checkpoint import Checkpoint, module_from_checkpoint
 from regionrt.train.models import MODELS
 from regionrt.train.tasks import TASKS, Task
 
-
 Progress = Callable[[str, float], None]
 _STEPS = {"export": 0.0, "build": 0.15, "verify": 0.3, "bench": 0.5}  # where each begins, as a share of the time
 _EXPLAIN_IMAGES = 4

@@ -52,7 +52,7 @@ def gains(faster: Ratio | None) -> bool:
 
 
 def ranks_to_try(largest: int, multiple: int, points: int) -> list[int]:
-    """Half of the largest useful rank, a quarter …, rounded up to the multiple, falling; empty where none is smaller."""
+    """Half of the largest useful rank, a quarter …, rounded up to the multiple, falling; none where none is smaller."""
     ranks = {-(-largest // (2 << i) // multiple) * multiple for i in range(points)}
     return sorted((rank for rank in ranks if multiple <= rank <= largest), reverse=True)
 
@@ -88,7 +88,7 @@ def _curve(bench: Workbench, name: str) -> Curve:
         if len(trials) > 1 and (trials[-1].drop or 0.0) <= 0:
             break  # nor can a larger one lose less than nothing
     trials.reverse()
-    return Curve(name, shape, tuple(trials), _left_alone(trials, name, options.max_drop))
+    return Curve(name, shape, tuple(trials), _left_alone(trials, name, options.searched_drop))
 
 
 def _left_alone(trials: list[Trial], name: str, max_drop: float) -> str:

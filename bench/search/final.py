@@ -34,7 +34,7 @@ class BudgetError(BenchError):
 
 @dataclass(frozen=True)
 class Row:
-    """One of the compared. faster: than the base. difference: to PyTorch eager on the judged split, the worst metric."""
+    """One of the compared. faster: than the base. difference: to PyTorch eager on the judged split, worst metric."""
 
     name: str
     setting: Setting | None
@@ -109,9 +109,9 @@ def compare_and_judge(bench: Workbench, chosen: Trial, by_hand: Trial | None, ou
     if -lost.points > options.max_drop:
         raise BudgetError(
             f"{chosen.setting} loses {chosen.drop:.2f} points on {options.split}, but {-lost.points:.2f} of "
-            f"{lost.metric} on {options.judged_on} ({lost.confidence:.0%} interval {-lost.high:.2f} to {-lost.low:.2f}, "
-            f"{final.images} images), allowed are {options.max_drop:g}: nothing was written; search with a smaller "
-            "--max-drop, or on more images",
+            f"{lost.metric} on {options.judged_on} ({lost.confidence:.0%} interval {-lost.high:.2f} to "
+            f"{-lost.low:.2f}, {final.images} images), allowed are {options.max_drop:g}: nothing was written; search "
+            "with a --margin for what the splits differ by, or on more images",
             chosen,
         )
     return final

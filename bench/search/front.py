@@ -16,7 +16,7 @@ _MOST = 512  # combinations that are carried on; more lie closer together than w
 
 @dataclass(frozen=True)
 class Choice(Generic[T]):
-    """gain: a share of the time saved, or the logarithm of how much faster: whatever adds up. drop: points lost, ≥ 0."""
+    """gain: a share of the time saved, or the logarithm of how much faster: what adds up. drop: points lost, ≥ 0."""
 
     value: T
     gain: float

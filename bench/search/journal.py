@@ -57,7 +57,7 @@ class Journal:
         for name in {**about, **self.about}:
             if about.get(name) != self.about.get(name):
                 raise BenchError(
-                    f"{self.file} is of another search: its {name} is {about.get(name)!r}, now {self.about.get(name)!r} "
-                    "was asked for; give another folder, or remove the file"
+                    f"{self.file} is of another search: its {name} is {about.get(name)!r}, asked for is "
+                    f"{self.about.get(name)!r}; give another folder, or remove the file"
                 )
         return entries

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 from regionrt.export.compress.checkpoint import chosen_layers
 from regionrt.train.checkpoint import Checkpoint, module_from_checkpoint
 
+from ..environment import environment
 from .curves import Curve, gains, layer_curves
-from .final import BudgetError, Final, compare_and_judge
+from .final import BudgetError, compare_and_judge
 from .front import Combination, best_combinations, thinned
 from .journal import JOURNAL
 from .options import SearchOptions
+from .result import SearchResult, now
 from .settings import Setting
 from .trial import Trial
 from .workbench import Workbench
@@ -23,38 +24,17 @@ _STEPS = 16  # combinations of the predicted front that are walked along
 _CURVES, _COMBINED = 0.6, 0.85  # shares of the search at which each phase ends
 
 
-@dataclass(frozen=True)
-class RankSearch:
-    """What a search found. combined: ranks of several layers together, as measured. chosen: the fastest that holds."""
-
-    options: SearchOptions
-    model: str
-    task: str
-    data: str
-    reference: dict[str, float]
-    curves: tuple[Curve, ...]
-    combined: tuple[Trial, ...]
-    chosen: Trial
-    checkpoint: Checkpoint
-    final: Final
-    ended: str
-
-    @property
-    def trials(self) -> tuple[Trial, ...]:
-        return (*(trial for curve in self.curves for trial in curve.trials), *self.combined)
-
-
 def rank_search(
     checkpoint: Checkpoint,
     data: str | Path,
     options: SearchOptions,
     folder: str | Path,
     progress: Progress = lambda text, share: None,
-) -> RankSearch:
-    """Choose ranks by layer; `folder` keeps the journal, from which an interrupted search goes on.
+) -> tuple[SearchResult, Checkpoint]:
+    """What was found and the compressed checkpoint; `folder` keeps the journal, from which a search goes on.
 
-    Every layer's curve is measured first; the best combinations that the curves promise are then measured together, from
-    the one at the edge of the budget on, up while they hold, down while they do not. The fastest that holds on
+    Every layer's curve is measured first; the best combinations that the curves promise are then measured together, up
+    from the edge of the budget while they hold, down while they do not. The fastest that holds on
     `options.split` is judged on `options.judged_on`. Raises BudgetError with the closest figures where nothing that is
     faster holds, ExportError (layers, photos), DataError, BenchError (a journal of another search).
     """
@@ -62,20 +42,21 @@ def rank_search(
     with Workbench(checkpoint, data, options, Path(folder) / JOURNAL, names, progress) as bench:
         curves = layer_curves(bench, lambda done: setattr(bench, "share", _CURVES * done))
         bench.share = _CURVES
-        front = best_combinations([curve.choices(options.max_drop) for curve in curves])
+        front = best_combinations([curve.choices(options.searched_drop) for curve in curves])
         combined, ended = _walk(bench, names, front)
         alone = [trial for curve in curves for trial in curve.trials]
-        found = [t for t in (*alone, *combined) if t.holds(options.max_drop) and gains(t.faster)]
+        found = [t for t in (*alone, *combined) if t.holds(options.searched_drop) and gains(t.faster)]
         if not found:
-            raise BudgetError(_nothing(curves, options.max_drop), closest_of(alone))
+            raise BudgetError(_nothing(curves, options.searched_drop), closest_of(alone))
         chosen = max(found, key=lambda trial: trial.ratio)
         bench.share = _COMBINED
         by_hand = max((t for t in found if len(t.setting.ranks) == 1), key=lambda t: t.ratio, default=None)
         final = compare_and_judge(bench, chosen, by_hand, bench.scratch / "found")
-        return RankSearch(
-            options, checkpoint.model, bench.task.name, bench.data, bench.reference, tuple(curves), tuple(combined),
-            chosen, bench.checkpoint_of(chosen.setting), final, ended,
+        result = SearchResult(
+            "ranks", options, checkpoint.model, bench.task.name, bench.data, bench.reference, (), tuple(curves), (),
+            tuple(combined), by_hand, chosen, final, ended, environment(bench.threads), now(),
         )  # fmt: skip
+        return result, bench.checkpoint_of(chosen.setting)
 
 
 def closest_of(trials: list[Trial]) -> Trial | None:
@@ -91,7 +72,7 @@ def setting_of(names: tuple[str, ...], combination: Combination[int]) -> Setting
 def _walk(bench: Workbench, names: tuple[str, ...], front: list[Combination[int]]) -> tuple[list[Trial], str]:
     """The combinations that were measured, and why no more were."""
     steps = thinned(front, _STEPS)
-    edge = max(i for i, step in enumerate(steps) if step.drop <= bench.options.max_drop)
+    edge = max(i for i, step in enumerate(steps) if step.drop <= bench.options.searched_drop)
     measured: list[Trial] = []
     at, up = edge, None
     while 0 < at < len(steps):
@@ -104,7 +85,7 @@ def _walk(bench: Workbench, names: tuple[str, ...], front: list[Combination[int]
         trial = bench.measure(setting)
         if len(setting.ranks) > 1:  # else it is of a curve
             measured.append(trial)
-        held = trial.holds(bench.options.max_drop)
+        held = trial.holds(bench.options.searched_drop)
         if up is None:
             up = held
         elif up != held:

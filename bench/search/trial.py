@@ -15,8 +15,8 @@ class Trial:
     """What one setting's artefact did.
 
     faster: than the base (the checkpoint in fp32, as it is), requests in turn; p50_ms and base_ms are of that run.
-    drop: points lost on the search's split against eager PyTorch, the worst of the task's metrics; None where it was not
-    measured, because it is not faster. failed: why there is no such artefact; all else is then None.
+    drop: points lost on the search's split against eager PyTorch, the worst of the task's metrics; None where it was
+    not measured, because it is not faster. failed: why there is no such artefact; all else is then None.
     """
 
     setting: Setting

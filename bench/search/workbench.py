@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,7 @@ class Workbench:
         self.photos = [Photo(sample.name, sample.image) for sample in samples]
         self.pairs = AnyRank(checkpoint, layers, self.photos, lambda text, share: self.say(f"calibrate: {text}"))
         self.journal = Journal(journal, self._about(len(searched)))
+        self._graphs: dict[str, Prepared] = {}
         self._stack = ExitStack()
 
     def __enter__(self) -> Workbench:
@@ -145,7 +147,10 @@ class Workbench:
             precision=setting.precision, ops=("staged",), size=setting.size, proposals=setting.proposals, keep=keep,
             most_error=most_error, calibration=self.options.calibration,
         )  # fmt: skip
-        return export_bundle(source, folder, options, photos=self.photos if setting.precision == "int8" else None)
+        prepared = self._graph_of(setting)
+        return export_bundle(
+            source, folder, options, photos=self.photos if setting.precision == "int8" else None, prepared=prepared
+        )
 
     def open(self, folder: Path, setting: Setting) -> Predictor:
         return load(folder, self.options.backend, threads=self.threads, form="staged", precision=setting.precision)
@@ -154,6 +159,16 @@ class Workbench:
         """`time_requests` of all of them in turn, on the search's photos."""
         timing = TimingOptions(2, min(0.5, seconds / 5), seconds=seconds, least_rounds=8)
         return time_requests(predictors, self.timed_on.images, timing, batch=1)
+
+    def _graph_of(self, setting: Setting) -> Prepared:
+        """What exports of settings that differ in precision alone share: the graph, which takes longest."""
+        key = replace(setting, precision=FP32, most_error=None).key
+        if key not in self._graphs:
+            as_it_is = Setting().key
+            self._graphs = {k: v for k, v in self._graphs.items() if k == as_it_is} | {key: Prepared()}
+        found = self._graphs[key]
+        found.quantization = None
+        return found
 
     def _measured(self, setting: Setting, predict: Predictor, folder: Path, worth: Callable[[Ratio], bool]) -> Trial:
         self.say(f"{setting}: latency")
@@ -189,7 +204,7 @@ class Workbench:
             options = ExportOptions(
                 precision="int8", ops=("staged",), most_error=_MEASURED, calibration=self.options.calibration
             )
-            prepared, folder = Prepared(), self.scratch / "sensitivity"
+            prepared, folder = self._graph_of(Setting(setting.ranks)), self.scratch / "sensitivity"
             export_bundle(
                 source, folder, options, photos=self.photos, prepared=prepared,
                 progress=lambda text, share: self.say(text),
