@@ -9,6 +9,8 @@ So thresholds are judged here by ONNX Runtime's divergence and smoothing over le
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
@@ -55,7 +57,7 @@ def divergence(counts: np.ndarray, end: int) -> float:
     p[-1] += counts[end:].sum()
     q = np.zeros(end)
     edges = -(-np.arange(LEVELS + 1) * end // LEVELS)
-    for low, high in zip(edges, edges[1:], strict=False):
+    for low, high in pairwise(edges):
         filled = p[low:high] > 0
         if filled.any():
             q[low:high][filled] = inside[low:high].sum() / filled.sum()
