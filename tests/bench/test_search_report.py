@@ -1,4 +1,4 @@
-"""The report of a search: every figure in its JSON, the same in Markdown and on the page, names that cannot break it."""
+"""The report of a search: every figure in its JSON, the same in Markdown and on the page; names cannot break it."""
 
 from __future__ import annotations
 
