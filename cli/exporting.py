@@ -8,7 +8,7 @@ import typer
 from . import arguments, console, searching
 from .app import verb
 from .arguments import checkpoint_from, photos_from
-from .values import names_from, ranks_from, size_from
+from .values import BACKGROUND, names_from, ranks_from, size_from
 
 
 @verb()
@@ -191,7 +191,8 @@ def _print_bundle(manifest: Any, as_json: bool) -> None:
     size = f"{'up to ' if canvas.dynamic else ''}{canvas.height}×{canvas.width}"
     total = sum(entry["bytes"] for entry in manifest.files.values())
     rows = [[a.backend, a.form, a.precision, a.files[0]] for a in manifest.artifacts]
-    title = f"{manifest.folder}: {manifest.model}, {len(manifest.labels) - 1} classes, {size} px, {total / 1e6:.1f} MB"
+    classes = sum(name != BACKGROUND for name in manifest.labels)
+    title = f"{manifest.folder}: {manifest.model}, {classes} classes, {size} px, {total / 1e6:.1f} MB"
     console.table(title, ["backend", "form", "precision", "file"], rows)
 
 
