@@ -2,7 +2,7 @@
 
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -108,7 +108,7 @@ def search_ranks(source: Any, data: str, options: Any, out: Path, report: Path, 
 
 
 @contextmanager
-def _closest_shown() -> Any:
+def _closest_shown() -> Iterator[None]:
     """What comes nearest is shown before the error that says that it is not near enough."""
     from regionrt.bench.search.final import BudgetError
 

@@ -35,7 +35,6 @@ class Journal:
     def put(self, key: str, value: Any) -> None:
         """Adds or replaces an entry, and writes. OutputError where that fails."""
         self._entries[key] = value
-        self.file.parent.mkdir(parents=True, exist_ok=True)
         content = {"format": FORMAT, "about": self.about, "entries": self._entries}
         write_file_atomic(self.file, json.dumps(content, indent=1, allow_nan=False) + "\n")
 

@@ -21,6 +21,7 @@ from regionrt.bench.search.knobs import Knob, precision_knob, rank_knob, togethe
 from regionrt.bench.search.options import SearchOptions
 from regionrt.bench.search.settings import Setting
 from regionrt.bench.search.trial import Trial
+from regionrt.runtime.errors import OutputError
 
 
 def options(**changes) -> SearchOptions:
@@ -216,6 +217,9 @@ def test_a_journal_goes_on_and_knows_another_search(tmp_path):
     with pytest.raises(ValueError, match="Out of range"):
         journal.put("z", float("nan"))
     assert Journal(tmp_path / "out" / "journal.json", about).get("x"), "a failed entry leaves the file whole"
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError):
+        Journal(tmp_path / "file" / "journal.json", about).put("x", 1)
     for text in ("", "{", "[1]", '{"format": "regionrt-search/1"}', '{"format": "2", "about": {}, "entries": {}}'):
         (tmp_path / "out" / "journal.json").write_text(text)
         with pytest.raises(BenchError, match=r"journal\.json: a journal of"):
