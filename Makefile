@@ -1,6 +1,7 @@
 # Every target sets up what it needs: a virtual environment in .venv with the pinned versions of constraints.txt.
 PYTHON ?= python3
 VENV ?= .venv
+JOBS ?= auto
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 NATIVE := runtime/native/libregionrt.so
@@ -15,11 +16,12 @@ help:
 	@echo "make native       the CPU ops, compiled anew where their sources changed (needs a C++ compiler), and the CUDA"
 	@echo "                  kernels' sources where the runtime compiles them from"
 	@echo "make gpu          our CUDA kernels on this machine's NVIDIA GPU, beside PyTorch: bench/results/gpu-<device>.md; needs"
-	@echo "                  no environment, only torch, torchvision, cuda-python and NVRTC in \$$(PYTHON)"
+	@echo "                  no environment, only torch, torchvision, cuda-python and NVRTC in \$$(PYTHON); engines of"
+	@echo "                  TensorRT where it imports: of nets exported with regionrt[train,export], or BUNDLE=FOLDER"
 	@echo "make plugins-so TENSORRT_INCLUDE=DIR [CUDA=DIR] [ARCHITECTURES=87]"
 	@echo "                  the library of our TensorRT plugins, for JetPack 6, trtexec and C++ programs (needs nvcc)"
 	@echo "make demo         the whole road on data it makes itself; the results go to demo/"
-	@echo "make test         all tests"
+	@echo "make test         all tests, on all cores (JOBS=1: one after the other)"
 	@echo "make lint         ruff and mypy"
 	@echo "make format       ruff format"
 	@echo "make constraints  resolve constraints.txt anew (needs uv)"
@@ -46,7 +48,7 @@ $(NATIVE): $(NATIVE_SOURCES)
 	@$(PYTHON) plugins/native/build.py
 
 gpu: $(KERNELS)
-	$(PYTHON) -m regionrt.bench.suites.gpu --out bench/results
+	$(PYTHON) -m regionrt.bench.suites.gpu --out bench/results $(if $(BUNDLE),--bundle "$(BUNDLE)")
 
 # On a device: no virtual environment is needed, only Python, a C++ compiler, nvcc and TensorRT's headers.
 plugins-so:
@@ -56,10 +58,11 @@ plugins-so:
 demo: $(READY)
 	$(BIN)/regionrt demo --out demo
 
-# Without a compiler the tests of the compiled ops cannot run, the others can.
+# Without a compiler the tests of the compiled ops cannot run, the others can. One process per core, one thread each:
+# threads of several processes that spin while they wait for each other take many times as long.
 test: $(READY)
 	-@$(MAKE) --no-print-directory native
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(JOBS) --maxprocesses 8 --dist loadfile
 
 lint: $(READY)
 	$(BIN)/ruff check .

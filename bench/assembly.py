@@ -12,6 +12,7 @@ from regionrt.train.data import DetectionData
 from . import figures
 from .candidates import Entry
 from .fresh import HOW
+from .headline import NOT_QUIET
 from .latency import Timed, speedup
 from .options import BenchOptions
 from .plots import main_metric
@@ -154,6 +155,7 @@ def _noise(timed: Timed) -> list[str]:
     if not noisy:
         return []
     return [
-        f"The machine was not quiet while latency was measured ({noisy} of {len(timed.latencies)} candidates): "
-        "medians are comparable, because all ran in turn; p90 and p99 are not to be trusted."
+        f"{NOT_QUIET} while latency was measured ({noisy} of {len(timed.latencies)} candidates): neither ratios nor "
+        "p90 and p99 are to be trusted. All ran in turn, but threads that spin while they wait for each other, as "
+        "PyTorch's do, lose far more to other load than an engine's. Measure again when nothing else runs."
     ]

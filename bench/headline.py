@@ -19,6 +19,10 @@ METRICS = {
 }
 
 
+NOT_QUIET = "The machine was not quiet"
+"""How the note of a report begins whose latencies other load disturbed."""
+
+
 def metric_label(name: str) -> str:
     """AP50:95, mask AP50, AP small …"""
     if name in METRICS:
@@ -52,6 +56,8 @@ def lead(report: Report) -> str:
                 else ""
             )
         text += "."
+    if any(note.startswith(NOT_QUIET) for note in report.notes):
+        text += f" {NOT_QUIET}: these times and their ratio are not to be trusted."
     if row.accuracy is None:
         return f"{text} {report.accuracy_note}"
     metric = main_metric(report)

@@ -26,8 +26,12 @@ def print_json(data: Any) -> None:
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], to: Console = out) -> None:
-    """Print a table; columns whose cells are all numbers are set flush right."""
-    shown = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    """Print a table; columns whose cells are all numbers are set flush right.
+
+    The title is a line of its own, so that a narrow table does not break it, nor the path in it.
+    """
+    to.print(title, style="bold", markup=False, highlight=False, soft_wrap=True)
+    shown = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for index, column in enumerate(columns):
         numeric = bool(rows) and all(row[index].lstrip("+-−").rstrip("%×").replace(".", "").isdigit() for row in rows)
         shown.add_column(column, justify="right" if numeric else "left", overflow="fold", no_wrap=index == 0)

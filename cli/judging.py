@@ -247,7 +247,8 @@ def _print_report(report: Any, page: Path, as_json: bool) -> None:
     console.table(
         report.title, ["candidate", "p50 ms", "p90 ms", "faster", metric_label(metric), "change (95 %)"], rows
     )
-    console.out.print(f"report: {page}", markup=False, soft_wrap=True)
+    for note in (*report.notes, f"report: {page}"):
+        console.out.print(note, markup=False, soft_wrap=True)
 
 
 @verb()

@@ -125,7 +125,8 @@ def export_bundle(
 
     labels: names by index, except for segmentation with `__background__` first. photos: to calibrate on, which int8 and
     fp8 need; fp16 keeps layers in fp32 that come near the end of its range on them. prepared: filled by the first of
-    several exports of the same source, photos and options but for `keep`, and spares the others their longest steps.
+    several exports of the same source, photos and options but for `keep` (without photos: and for precision and forms),
+    and spares the others their longest steps.
 
     An older bundle at `out` is replaced in one step; anything else there is an error. Nothing appears under `out`
     unless it is whole. Raises ExportError, CheckpointError, OutputError.

@@ -248,7 +248,7 @@ def _job(
         "precision": source.precision,
         "quantized": list(source.quantized),
         "profiles": list(part.profiles),
-        "channels_last": list(part.channels_last),
+        "channels_last": {name: list(bins) for name, bins in part.channels_last.items()},
         "compute_capability": list(options.compute_capability),
         "optimization_level": options.optimization_level,
         "workspace_mib": options.workspace_mib,

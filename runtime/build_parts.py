@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from .bundle import Artifact
 from .errors import BackendError
 
-_POOLING = "RegionRoiAlign"
 Profile = Mapping[str, Mapping[str, Sequence[int]]]
 
 
@@ -18,14 +17,14 @@ class Part:
     """One ONNX file that becomes one engine.
 
     stage: the stage's entry in the manifest; None: the file is the whole graph.
-    channels_last: inputs [R, 1, C, h, w] that the engine is to take as [R, h, w, C], as the kernels before it give
-        them.
+    channels_last: inputs that the engine is to take as the kernels before it give them: [R, 1, C, h, w] as
+        [R, h, w, C]; and [R, 1, C · Σb²] of a pyramid as [R, Σb², C], where its b are the value.
     """
 
     file: str
     profiles: tuple[Profile, ...]
     stage: Mapping[str, Any] | None = None
-    channels_last: tuple[str, ...] = ()
+    channels_last: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -41,8 +40,8 @@ class MadePart:
         assert self.part.stage is not None
         stage = dict(self.part.stage)
         shapes = dict(stage["shapes"])
-        for name in self.part.channels_last:
-            shapes[name] = _last(shapes[name])
+        for name, bins in self.part.channels_last.items():
+            shapes[name] = _last(shapes[name], bins)
         last = [*stage["channels_last"], *self.part.channels_last]
         return stage | {"file": self.engine, "shapes": shapes, "channels_last": last}
 
@@ -52,15 +51,22 @@ def parts_of(source: Artifact) -> list[Part]:
     profiles = source.profiles or (batch_one(source),)
     if source.form != "staged":
         return [Part(source.files[0], tuple(profiles))]
-    pooled = {name for op in source.ops_between if op["op"] == _POOLING for name in op["outputs"]}
+    maps = {name for stage in source.stages for name in stage["channels_last"] if name in stage["outputs"]}
+    pooled = {  # whatever op reads maps that are channels last gives its rows so
+        name: tuple(op["attributes"].get("bins", ()))
+        for op in source.ops_between
+        if maps.intersection(op["inputs"])
+        for name in op["outputs"]
+    }
     parts = []
     for stage in source.stages:
-        last = tuple(name for name in stage["inputs"] if name in pooled and name not in stage["channels_last"])
+        taken = set(stage["inputs"]) - set(stage["channels_last"])
+        last = {name: bins for name, bins in pooled.items() if name in taken}
         parts.append(Part(stage["file"], tuple(_stage_profile(stage, last, of) for of in profiles), stage, last))
     return parts
 
 
-def _stage_profile(stage: Mapping[str, Any], channels_last: Sequence[str], whole: Profile) -> Profile:
+def _stage_profile(stage: Mapping[str, Any], channels_last: Mapping[str, tuple[int, ...]], whole: Profile) -> Profile:
     """A stage of rows always runs on all slots of each image: their number is fixed by the batch."""
     profile: dict[str, dict[str, list[int]]] = {}
     for name in stage["inputs"]:
@@ -69,15 +75,21 @@ def _stage_profile(stage: Mapping[str, Any], channels_last: Sequence[str], whole
                 raise BackendError(f"{stage['name']}: no profile for its input {name} in the manifest; export again")
             profile[name] = {size: list(shape) for size, shape in whole[name].items()}
             continue
-        row = stage["shapes"][name] if name not in channels_last else _last(stage["shapes"][name])
+        row = stage["shapes"][name]
+        if name in channels_last:
+            row = _last(row, channels_last[name])
         if not all(isinstance(side, int) for side in row[1:]):
             raise BackendError(f"{stage['name']}: {name}: expected rows of fixed size, found {row}; export again")
         profile[name] = {size: [shape[0] * stage["slots"], *row[1:]] for size, shape in whole["images"].items()}
     return profile
 
 
-def _last(shape: Sequence[Any]) -> list[Any]:
-    """[R, 1, C, h, w] as [R, h, w, C]."""
+def _last(shape: Sequence[Any], bins: Sequence[int]) -> list[Any]:
+    """[R, 1, C, h, w] as [R, h, w, C]; of a pyramid [R, 1, C · Σb²] as [R, Σb², C]."""
+    if bins:
+        rows, _, values = shape
+        cells = sum(side * side for side in bins)
+        return [rows, cells, values // cells]
     rows, _, channels, height, width = shape
     return [rows, height, width, channels]
 

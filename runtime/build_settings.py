@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
+
 from .errors import BackendError
+
+_KEPT: list[np.ndarray] = []
+"""Constants of the network, of which TensorRT has the addresses; the process is one build's."""
 
 
 @dataclass(frozen=True)
@@ -44,27 +50,56 @@ def parse(parser: Any, network: Any, path: str) -> None:
 
 
 def take_channels_last(trt: ModuleType, network: Any, job: dict[str, Any]) -> None:
-    """The job's inputs of RoI features [R, 1, C, h, w] become [R, h, w, C], as our kernels write them."""
-    for name in job.get("channels_last", ()):
-        _take_channels_last(trt, network, name)
+    """The job's inputs of RoI features become what our kernels write: [R, 1, C, h, w] as [R, h, w, C], and where the
+    sides b of a pyramid are named [R, 1, C · Σb²] as [R, Σb², C]."""
+    for name, bins in job.get("channels_last", {}).items():
+        _take_channels_last(trt, network, name, bins)
 
 
-def _take_channels_last(trt: ModuleType, network: Any, name: str) -> None:
+def _take_channels_last(trt: ModuleType, network: Any, name: str, bins: Sequence[int]) -> None:
     inputs = {network.get_input(index).name: network.get_input(index) for index in range(network.num_inputs)}
     value = inputs[name]
-    rows, one, channels, height, width = value.shape
     readers = [
         (network.get_layer(index), place)
         for index in range(network.num_layers)
         for place in range(network.get_layer(index).num_inputs)
         if getattr(network.get_layer(index).get_input(place), "name", None) == name
     ]
+    moved = _moved_pyramid(trt, network, value, bins) if bins else _moved_map(trt, network, value)
+    for layer, place in readers:
+        layer.set_input(place, moved)
+
+
+def _moved_map(trt: ModuleType, network: Any, value: Any) -> Any:
+    rows, one, channels, height, width = value.shape
     value.shape = (rows, height, width, channels)
     shuffle = network.add_shuffle(value)
     shuffle.first_transpose = trt.Permutation([0, 3, 1, 2])
     shuffle.reshape_dims = (-1, one, channels, height, width)
-    for layer, place in readers:
-        layer.set_input(place, shuffle.get_output(0))
+    return shuffle.get_output(0)
+
+
+def _moved_pyramid(trt: ModuleType, network: Any, value: Any, bins: Sequence[int]) -> Any:
+    """Its values are gathered: one level by the other would take a slice, a transposition and a part of a sum each."""
+    rows, one, values = value.shape
+    cells = sum(side * side for side in bins)
+    value.shape = (rows, cells, values // cells)
+    flat = network.add_shuffle(value)
+    flat.reshape_dims = (-1, values)
+    order = pyramid_channels_first(bins, values // cells)
+    _KEPT.append(order)
+    indices = network.add_constant(order.shape, trt.Weights(order))
+    gathered = network.add_gather(flat.get_output(0), indices.get_output(0), 1)
+    shuffle = network.add_shuffle(gathered.get_output(0))
+    shuffle.reshape_dims = (-1, one, values)
+    return shuffle.get_output(0)
+
+
+def pyramid_channels_first(bins: Sequence[int], channels: int) -> np.ndarray:
+    """Where the values of a row of a pyramid, level by level [C, b, b], lie in [Σb², C]: int32 [C · Σb²]."""
+    places = np.arange(sum(side * side for side in bins) * channels, dtype=np.int32).reshape(-1, channels)
+    ends = np.cumsum([side * side for side in bins])
+    return np.concatenate([level.T.ravel() for level in np.split(places, ends[:-1])])
 
 
 def check_profiles(network: Any, job: dict[str, Any]) -> None:

@@ -3,7 +3,8 @@ torchvision, cuda-python and NVRTC installed.
 
 `python3 -m regionrt.bench.suites.gpu --out FOLDER` writes gpu-<device>.json (format `regionrt-gpu/1`) and the same
 as Markdown, anew after each part. Parts: correctness against reference.py and torchvision, single ops, whole
-detectors, engine libraries. What cannot be measured stands in the table with its reason.
+detectors, engine libraries. What cannot be measured stands in the table with its reason. Engines are built from nets
+that are exported here, which needs `regionrt[train,export]`, and from bundles made elsewhere (`--bundle FOLDER`).
 """
 
 from __future__ import annotations
@@ -32,8 +33,9 @@ from regionrt.runtime.machine import usable_cores
 
 from .gpu_checks import run_checks
 from .gpu_clock import GpuClock, copy_bandwidth
-from .gpu_detectors import CASES, NetSetting, run_detectors
-from .gpu_engines import run_engines
+from .gpu_detectors import CASES, NetCase, NetSetting, run_detectors
+from .gpu_engines import CASES as ENGINE_CASES
+from .gpu_engines import EngineSetting, run_engines
 from .gpu_ops import OpSetting, run_ops, told
 from .gpu_schema import GpuReport
 from .gpu_table import to_markdown, to_terminal
@@ -44,7 +46,8 @@ PARTS = ("correctness", "ops", "detectors", "engines")
 @dataclass(frozen=True)
 class GpuOptions:
     """seconds: how long each way to compute an op is timed; detectors get four times that. limit_seconds: after so long
-    nothing new is begun; what is left out says so. nets: only detectors whose name or size contains it ("" for all)."""
+    nothing new is begun; what is left out says so. nets: only detectors whose name or size contains it ("" for all).
+    bundles: ready-made ones, for the engine libraries."""
 
     parts: Sequence[str] = PARTS
     seconds: float = 0.15
@@ -52,6 +55,7 @@ class GpuOptions:
     compile_seconds: float = 60.0
     nets: str = ""
     seed: int | None = None
+    bundles: Sequence[Path] = ()
 
     def __post_init__(self) -> None:
         if unknown := sorted(set(self.parts) - set(PARTS)):
@@ -76,9 +80,11 @@ def run_gpu(options: GpuOptions, keep: Callable[[GpuReport], object], tell: Call
     report.notes.append(f"L2 cache {cache / 2**20:.0f} MiB, {properties.multi_processor_count} multiprocessors")
     torch.manual_seed(seed)
 
+    def left() -> float:
+        return options.limit_seconds - (time.monotonic() - started)
+
     def late() -> str:
-        spent = time.monotonic() - started
-        return f"left out: {spent:.0f} s had passed" if spent > options.limit_seconds else ""
+        return f"left out: {time.monotonic() - started:.0f} s had passed" if left() < 0 else ""
 
     def bandwidth() -> float:
         if report.copy_bytes_per_second is None:
@@ -88,8 +94,13 @@ def run_gpu(options: GpuOptions, keep: Callable[[GpuReport], object], tell: Call
     makers: dict[str, Callable[[], Iterable[Any]]] = {
         "correctness": lambda: run_checks(kernels, "cuda", seed, tell),
         "ops": lambda: run_ops(_ops(kernels, cache, seed), clock, options.seconds, bandwidth(), tell, late),
-        "detectors": lambda: run_detectors(_nets(kernels, options, seed), _cases(options), clock, tell, late),
-        "engines": run_engines,
+        "detectors": lambda: run_detectors(_nets(kernels, options, seed), _cases(options, CASES), clock, tell, late),
+        "engines": lambda: run_engines(
+            EngineSetting(
+                _nets(kernels, options, seed), clock, late, left, tell, _cases(options, ENGINE_CASES), options.bundles
+            ),
+            report.detectors,
+        ),
     }
     for part, make in makers.items():
         if part not in options.parts:
@@ -119,8 +130,8 @@ def _nets(kernels: TorchKernels, options: GpuOptions, seed: int) -> NetSetting:
     return NetSetting(kernels, seconds=4 * options.seconds, compile_seconds=options.compile_seconds, seed=seed % 1000)
 
 
-def _cases(options: GpuOptions) -> list[Any]:
-    return [case for case in CASES if options.nets in f"{case.net} {case.size[0]}x{case.size[1]} b{case.batch}"]
+def _cases(options: GpuOptions, cases: Sequence[NetCase]) -> list[NetCase]:
+    return [case for case in cases if options.nets in f"{case.net} {case.size[0]}x{case.size[1]} b{case.batch}"]
 
 
 def write(report: GpuReport, folder: Path) -> list[Path]:
@@ -153,12 +164,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--compile-seconds", type=float, default=GpuOptions.compile_seconds, help="of torch.compile, in all"
     )
     parser.add_argument("--nets", default="", help='only detectors whose "net HxW bN" contains this')
+    parser.add_argument(
+        "--bundle", type=Path, action="append", default=[], metavar="FOLDER", dest="bundles",
+        help="a detector's bundle to build engines from and measure, where none can be exported, or your own; "
+        "it is left as it is; may be repeated",
+    )  # fmt: skip
     parser.add_argument("--seed", type=int)
     given = parser.parse_args(arguments)
     try:
         options = GpuOptions(
             tuple(filter(None, given.parts.split(","))), given.seconds, given.limit_seconds, given.compile_seconds,
-            given.nets, given.seed,
+            given.nets, given.seed, tuple(given.bundles),
         )  # fmt: skip
     except ValueError as error:
         parser.error(str(error))

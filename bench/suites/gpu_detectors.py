@@ -96,7 +96,7 @@ def run_detectors(
 ) -> Iterator[DetectorRow]:
     """The rows of all cases. late: says why no further case is begun, or ""."""
     for case in cases:
-        size = f"{case.size[0]}×{case.size[1]}"
+        size = size_of(case)
         why = late()
         if not why:
             tell(f"{case.net} {size}, batch {case.batch}")
@@ -113,18 +113,30 @@ def detector(case: NetCase, setting: NetSetting) -> nn.Module:
     rule = {"min_size": min(case.size), "max_size": max(case.size), **setting.options}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(setting.seed)
-        labels = ["__background__", *(f"class {i}" for i in range(1, setting.classes))]
-        module = build_model(f"torchvision/{case.net}", rule, labels).eval().to(setting.device)
+        module = build_model(f"torchvision/{case.net}", rule, labels_of(setting)).eval().to(setting.device)
     photos = pictures(4, case.size, setting.seed, setting.device)
     calibrate(module, list(photos.permute(0, 3, 1, 2).float() / 255))
     return freeze_norms(module).to(setting.device).eval()
+
+
+def size_of(case: NetCase) -> str:
+    return f"{case.size[0]}×{case.size[1]}"
+
+
+def labels_of(setting: NetSetting) -> list[str]:
+    return ["__background__", *(f"class {i}" for i in range(1, setting.classes))]
+
+
+def canvases_of(case: NetCase, setting: NetSetting) -> list[Tensor]:
+    """uint8 [N, H, W, 3] each: the same for every row of the case."""
+    return [pictures(case.batch, case.size, setting.seed + 1 + i, setting.device) for i in range(setting.canvases)]
 
 
 def _rows(
     case: NetCase, size: str, setting: NetSetting, clock: Clock, tell: Callable[[str], None], late: Callable[[], str]
 ) -> list[DetectorRow]:
     module = detector(case, setting)
-    canvases = [pictures(case.batch, case.size, setting.seed + 1 + i, setting.device) for i in range(setting.canvases)]
+    canvases = canvases_of(case, setting)
     runnables: dict[str, Runnable] = {}
     failed: dict[str, str] = {}
     for name, make in _makers(module, case, setting, canvases[0], late).items():

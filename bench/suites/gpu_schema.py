@@ -78,13 +78,34 @@ class DetectorRow:
 
 @dataclass(frozen=True)
 class EngineRow:
-    """An engine library: whether it can be had here, and what it took."""
+    """One way to run one net in an engine library, from a canvas to outputs in the host's memory; or why it has none.
+
+    way: the form, what it is built into, and the precision. eager_fp32_times, eager_fp16_times: how many times as long
+    PyTorch's takes, as the detectors' rows have it. matched: share of the detections of `against` found with the same
+    label and IoU > 0.9. cuda_graph: "yes", or why a request is not replayed as one. engine_bytes, build_seconds: of all
+    its engines.
+    """
 
     library: str
     version: str
     net: str = ""
     median_ms: float | None = None
     failed: str = ""
+    size: str = ""
+    way: str = ""
+    precision: str = ""
+    low_ms: float | None = None
+    high_ms: float | None = None
+    samples: int = 0
+    eager_fp32_times: float | None = None
+    eager_fp16_times: float | None = None
+    matched: float | None = None
+    against: str = ""
+    detections: float | None = None
+    engine_bytes: int | None = None
+    build_seconds: float | None = None
+    cuda_graph: str = ""
+    note: str = ""
 
 
 @dataclass

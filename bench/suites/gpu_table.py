@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from regionrt.bench.figures import ratio, significant
 
-from .gpu_schema import DetectorRow, GpuReport, OpRow
+from .gpu_schema import DetectorRow, EngineRow, GpuReport, OpRow
 
 ABOUT_OPS = """\
 Microseconds, medians with quartiles. *graph*: many launches over several copies of the inputs, replayed as a CUDA
@@ -19,6 +19,12 @@ medians with quartiles, whole requests, all rows of a net interleaved. *matched*
 the same label and IoU > 0.9. Random weights, calibrated to find as much as a trained net. fp32 is PyTorch's default,
 which lets cuDNN compute convolutions in TF32. Ours is kernels and one CUDA graph around dense layers run by torch: no
 engine."""
+
+ABOUT_ENGINES = """\
+Milliseconds from a uint8 canvas (on the GPU for TensorRT, in the host's memory for ONNX Runtime) to outputs in the
+host's memory, medians with quartiles, by the wall clock, each row in a process of its own. *over eager*: how many times
+as long PyTorch takes, fp32 and fp16 (`half()`), to outputs that stay on the GPU. *matched*: share of the detections of
+PyTorch's eager fp32, or of what is named, with the same label and IoU > 0.9."""
 
 
 def to_markdown(report: GpuReport) -> str:
@@ -34,7 +40,7 @@ def to_markdown(report: GpuReport) -> str:
         ("correctness", "Correctness", _checks(report)),
         ("ops", "Ops", _ops(report.ops)),
         ("detectors", "Detectors", _detectors(report.detectors)),
-        ("engines", "Engines", _engines(report)),
+        ("engines", "Engines", _engines(report.engines)),
     ):
         lines += [f"## {title}", ""]
         if name in report.skipped:
@@ -67,7 +73,10 @@ def to_terminal(report: GpuReport) -> str:
         lines.append(f"    {net.name[:60]:60} {value}")
         if net.stages_us:
             lines.append("      " + ", ".join(f"{name} {us:.0f} us" for name, us in net.stages_us.items()))
-    lines += [f"{e.library} {e.version}: {e.failed or e.median_ms}" for e in report.engines]
+    for engine in report.engines:
+        parts = (engine.library, engine.version, engine.net, engine.size, engine.way, engine.precision)
+        value = f"{_ms(engine)} ms {ratio(engine.eager_fp16_times or 0)}x, matched {_percent(engine.matched)}"
+        lines.append(f"{' '.join(filter(None, parts))}: {engine.failed or value}")
     lines += [f"{part}: {why}" for part, why in report.skipped.items()]
     lines.append(f"{report.seconds_taken:.0f} s")
     return "\n".join(lines)
@@ -147,21 +156,32 @@ def _detectors(rows: Sequence[DetectorRow]) -> Iterator[str]:
             yield f"| {row.net} {row.size}, batch {row.batch} | {' | '.join(cells)} |"
 
 
-def _engines(report: GpuReport) -> Iterator[str]:
-    if not report.engines:
+def _engines(rows: Sequence[EngineRow]) -> Iterator[str]:
+    if not rows:
         return
-    yield "| library | version | net | ms | |"
-    yield "|---|---|---|---|---|"
-    for row in report.engines:
-        ms = "–" if row.median_ms is None else significant(row.median_ms)
-        yield f"| {row.library} | {row.version or '–'} | {row.net} | {ms} | {_cell(row.failed)} |"
+    yield ABOUT_ENGINES
+    yield ""
+    yield "| net | library | | ms | over eager fp32 | fp16 | matched | engine MiB | built in s | CUDA graph | |"
+    yield "|---|---|---|---|---|---|---|---|---|---|---|"
+    for row in rows:
+        net = " ".join(filter(None, (row.net, row.size)))
+        fp32, fp16 = (f"{ratio(v)}×" if v else "" for v in (row.eager_fp32_times, row.eager_fp16_times))
+        against = f" of {row.against}" if row.against and "PyTorch" not in row.against else ""
+        cells = [
+            net or "–", " ".join(filter(None, (row.library, row.version))),
+            ", ".join(filter(None, (row.way, row.precision))), "–" if row.failed else _ms(row), fp32, fp16,
+            _percent(row.matched) + against,
+            f"{row.engine_bytes / 2**20:.0f}" if row.engine_bytes else "",
+            f"{row.build_seconds:.0f}" if row.build_seconds is not None else "", row.cuda_graph, row.failed or row.note,
+        ]  # fmt: skip
+        yield f"| {' | '.join(map(_cell, cells))} |"
 
 
 def _us(row: OpRow) -> str:
     return f"{significant(row.median_us or 0)} ({significant(row.low_us or 0)}–{significant(row.high_us or 0)})"
 
 
-def _ms(row: DetectorRow) -> str:
+def _ms(row: DetectorRow | EngineRow) -> str:
     return f"{significant(row.median_ms or 0)} ({significant(row.low_ms or 0)}–{significant(row.high_ms or 0)})"
 
 

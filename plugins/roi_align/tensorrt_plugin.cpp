@@ -2,6 +2,7 @@
 // int32 [N] -> [N·P, C, h, w] in the levels' type.
 #include <math.h>
 
+#include "../native/slices.h"
 #include "../native/tensorrt_plugin.h"
 
 namespace regionrt {
@@ -20,8 +21,6 @@ REGIONRT_KERNELS(4)
 REGIONRT_KERNELS(5)
 
 namespace {
-
-constexpr int32_t kBlock = 256;  // threads
 
 Kernel kernel_for(int32_t levels, bool channels_last, DataType type) {
 #define REGIONRT_ROW(L)                                                                                          \
@@ -116,13 +115,6 @@ struct RoiAlign {
         return rois.d[0] <= 65535 ? "" : "expected at most 65535 images, found " + std::to_string(rois.d[0]);
     }
 
-    // Blocks of one RoI, of `values` values: a few RoIs alone would leave most of a GPU idle. As in runtime/gpu/roi_align.py.
-    static int32_t slices(int64_t rois, int64_t values) {
-        constexpr int64_t kFilled = 1024;  // blocks
-        const int64_t wanted = (kFilled + rois - 1) / rois, most = values / kBlock > 1 ? values / kBlock : 1;
-        return (int32_t)(wanted < most ? wanted : most);
-    }
-
     static std::string launch(const Attributes& attributes, const PluginTensorDesc* descriptions,
                               const void* const* inputs, void* output, cudaStream_t stream) {
         const auto& rois = descriptions[kRois].dims;
@@ -146,7 +138,7 @@ struct RoiAlign {
         const bool channels_last = descriptions[0].format != TensorFormat::kLINEAR;
         const int64_t values = (int64_t)channels * attributes.output_height * attributes.output_width;
         const Grid grid = {most, images, slices((int64_t)images * most, values)};
-        return arguments.launch(kernel_for(L, channels_last, descriptions[0].type), grid, kBlock, stream);
+        return arguments.launch(kernel_for(L, channels_last, descriptions[0].type), grid, kRegionBlock, stream);
     }
 };
 

@@ -23,12 +23,10 @@ from regionrt.runtime.engine_plugins.declaration import (
     Tensor,
     bits,
 )
+from regionrt.runtime.gpu.regions import BLOCK, slices
 
 MOST_LEVELS = 5
 
-_BLOCK = 256
-_FILLED = 1024
-"""Blocks that fill a large GPU: fewer RoIs are cut into slices of their channels."""
 _TYPES = {FP32: "f32", FP16: "f16", BF16: "bf16"}
 _LAYOUTS = {LINEAR: "nchw", CHANNELS_LAST: "nhwc"}
 _VECTOR = {FP32: 4, FP16: 8, BF16: 8}  # channels in 16 bytes, which the channels-last kernels read at once
@@ -53,10 +51,10 @@ def _combinations(shapes: Sequence[Shape]) -> Sequence[Combination]:
 
 
 def _grid(rows: Size, images: Size, values: Size) -> tuple[Size, Size, Size]:
-    """One block for each RoI and slice of its `values`; sliced as for one image, whose rows are known."""
+    """One block for each RoI and slice of its `values`; where the number of images is not known, as for one."""
     if not (isinstance(rows, int) and isinstance(values, int)):
         return rows, images, 1
-    return rows, images, max(1, min(-(-_FILLED // max(rows, 1)), values // _BLOCK))
+    return rows, images, slices(rows * images if isinstance(images, int) else rows, values)
 
 
 def _launch(inputs: Sequence[Tensor], output: Tensor, fields: Mapping[str, Any]) -> Launch:
@@ -68,7 +66,7 @@ def _launch(inputs: Sequence[Tensor], output: Tensor, fields: Mapping[str, Any])
     return Launch(
         kernel=f"roi_align_{_LAYOUTS[output.layout]}_{_TYPES[output.dtype]}_{len(features)}",
         grid=_grid(rows, images, channels * height * width),
-        block=_BLOCK,
+        block=BLOCK,
         scalars=(
             *sizes,
             *(bits(scale) for scale in fields["spatial_scales"]),

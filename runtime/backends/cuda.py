@@ -34,6 +34,8 @@ class Cuda(Protocol):
     """What the backends need of CUDA. Every method raises BackendError with the driver's own words."""
 
     library: str  # "cuda-python" or "pycuda"
+    device: int
+    """The GPU's number, as the driver and all other libraries count."""
     device_name: str
     compute_capability: str  # "8.6"
     driver_version: tuple[int, int]
@@ -49,6 +51,9 @@ class Cuda(Protocol):
         """Device memory of `size` bytes -> its address."""
 
     def free(self, address: int) -> None: ...
+
+    def device_of(self, address: int) -> int | None:
+        """The number of the GPU that memory lies on; None where the library cannot tell."""
 
     def pinned(self, size: int) -> np.ndarray:
         """Page-locked host memory, uint8 [size]; copies to and from it run beside the host's work."""
@@ -130,21 +135,22 @@ class CudaPython:
         found = self._call("cuDeviceGetCount")
         if not 0 <= device < found:
             raise BackendError(f"GPU {device}: the driver shows {found} (CUDA_VISIBLE_DEVICES hides others)")
-        self._device = self._call("cuDeviceGet", device)
-        self._context = self._call("cuDevicePrimaryCtxRetain", self._device)
+        self.device = device
+        handle = self._call("cuDeviceGet", device)
+        self._context = self._call("cuDevicePrimaryCtxRetain", handle)
         self.make_current()
         attribute = driver.CUdevice_attribute
         major, minor = (
             self._call(
                 "cuDeviceGetAttribute",
                 getattr(attribute, f"CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_{part}"),
-                self._device,
+                handle,
             )
             for part in ("MAJOR", "MINOR")
         )
         self.compute_capability = f"{major}.{minor}"
         self.driver_version = version_of(self._call("cuDriverGetVersion"))
-        self.device_name = self._call("cuDeviceGetName", 256, self._device).split(b"\0")[0].decode()
+        self.device_name = self._call("cuDeviceGetName", 256, handle).split(b"\0")[0].decode()
 
     def _call(self, function: str, *arguments: Any) -> Any:
         try:
@@ -172,6 +178,10 @@ class CudaPython:
 
     def free(self, address: int) -> None:
         self._call("cuMemFree", address)
+
+    def device_of(self, address: int) -> int:
+        ordinal = self._driver.CUpointer_attribute.CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL
+        return int(self._call("cuPointerGetAttribute", ordinal, address))
 
     def pinned(self, size: int) -> np.ndarray:
         address = int(self._call("cuMemHostAlloc", max(size, 1), 0))

@@ -16,6 +16,8 @@ import numpy as np
 
 from regionrt.runtime.errors import BackendError
 
+from .cuda import Cuda
+
 _DEVICE_CUDA, _DEVICE_CUDA_MANAGED = 2, 13  # DLDeviceType
 _DLPACK_KINDS = {0: "int", 1: "uint", 2: "float"}
 
@@ -42,21 +44,38 @@ def _by_dlpack(value: Any) -> bool:
     return hasattr(value, "__dlpack__") and value.__dlpack_device__()[0] in (_DEVICE_CUDA, _DEVICE_CUDA_MANAGED)
 
 
-def device_array(value: Any, stream: int, synchronize: Callable[[int], None]) -> DeviceArray:
-    """The data of `value`, ready to be read on `stream`. BackendError if it is not C-contiguous."""
-    return _from_dlpack(value, stream) if _by_dlpack(value) else _from_interface(value, synchronize)
+def device_array(value: Any, stream: int, cuda: Cuda) -> DeviceArray:
+    """The data of `value`, ready to be read on `stream`. BackendError if it is not C-contiguous, or on another GPU."""
+    if not _by_dlpack(value):
+        return _from_interface(value, cuda)
+    kind, device = value.__dlpack_device__()
+    if kind == _DEVICE_CUDA:  # managed memory is every GPU's
+        _check_device(device, cuda)
+    return _from_dlpack(value, stream)
 
 
-def _from_interface(value: Any, synchronize: Callable[[int], None]) -> DeviceArray:
+def _check_device(found: int | None, cuda: Cuda) -> None:
+    if found not in (None, cuda.device):
+        raise BackendError(
+            f"an array on GPU {found}: expected one on GPU {cuda.device} ({cuda.device_name}), where this runs; copy "
+            f"it there first (.to('cuda:{cuda.device}') in torch), or show this process GPU {found} alone "
+            f"(CUDA_VISIBLE_DEVICES={found})"
+        )
+
+
+def _from_interface(value: Any, cuda: Cuda) -> DeviceArray:
     face = value.__cuda_array_interface__
     shape, dtype = tuple(face["shape"]), np.dtype(face["typestr"])
     strides = face.get("strides")
     if strides is not None and not _in_c_order(shape, tuple(strides), dtype.itemsize):
         raise BackendError(_not_contiguous(shape, strides))
+    address = face["data"][0]
+    if address:  # it has none where there are no values
+        _check_device(cuda.device_of(address), cuda)
     made_on = face.get("stream")
     if made_on is not None:
-        synchronize(made_on)
-    return DeviceArray(face["data"][0], shape, dtype, value, lambda: None)
+        cuda.synchronize(made_on)
+    return DeviceArray(address, shape, dtype, value, lambda: None)
 
 
 def _in_c_order(shape: tuple[int, ...], strides: tuple[int, ...], step: int) -> bool:

@@ -54,8 +54,16 @@ class PooledRunner:
         """Why requests are not replayed as CUDA graphs; None while nothing speaks against it."""
         return self._pool.first_reason()
 
+    @property
+    def replayed(self) -> int:
+        """How many requests have been replayed as CUDA graphs, of those that are done."""
+        return self._pool.replayed()
+
     def run(self, images: Any, image_sizes: Any) -> dict[str, np.ndarray]:
-        """As `Runner.run`; either may be an array on the GPU (DLPack or `__cuda_array_interface__`), not copied."""
+        """As `Runner.run`; either may be an array on the GPU (DLPack or `__cuda_array_interface__`).
+
+        Such an array is copied there for a request that is replayed as a graph, and else read where it is.
+        """
         values = {"images": images, "image_sizes": image_sizes}
         for name, dtype in INPUTS.items():
             found = getattr(values[name], "dtype", None)
@@ -88,6 +96,7 @@ class Pool:
         self._closed = False
         self._changed = threading.Condition()
         self._reason: str | None = None
+        self._replayed: dict[int, int] = {}
 
     def take(self) -> Worker:
         with self._changed:
@@ -111,6 +120,7 @@ class Pool:
     def give(self, worker: Worker) -> None:
         with self._changed:
             self._reason = self._reason or worker.why_no_graph
+            self._replayed[id(worker)] = worker.replayed
             if self._closed:
                 self._end(worker)
                 self._end_if_empty()
@@ -130,6 +140,10 @@ class Pool:
     def first_reason(self) -> str | None:
         with self._changed:
             return self._reason
+
+    def replayed(self) -> int:
+        with self._changed:
+            return sum(self._replayed.values())
 
     def close(self) -> None:
         with self._changed:

@@ -112,11 +112,13 @@ class Worker:
     """Runs one request at a time. Made and used by whichever thread holds it; `cuda` must be current in that thread.
 
     why_no_graph: why its requests cannot be captured; None if nothing is known against it.
+    replayed: how many of its requests were a graph's.
     """
 
     def __init__(self, sessions: Sessions, cuda: Cuda, stream: int, why_no_graph: str | None = None) -> None:
         self._opener, self._cuda, self._stream = sessions, cuda, stream
         self.why_no_graph = why_no_graph
+        self.replayed = 0
         self._sessions: OrderedDict[Shapes, Session] = OrderedDict()
 
     def run(self, values: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -125,7 +127,7 @@ class Worker:
         try:
             for name, value in values.items():
                 if on_device(value):
-                    found = on_gpu[name] = device_array(value, self._stream, self._cuda.synchronize)
+                    found = on_gpu[name] = device_array(value, self._stream, self._cuda)
                     if found.dtype != self._opener.inputs[name]:
                         raise BackendError(
                             f"{self._opener.label}: {name}: expected {self._opener.inputs[name]} on the GPU, found "
@@ -158,13 +160,15 @@ class Worker:
             self._sessions.popitem()[1].close()
 
     def _execute(self, session: Session, on_gpu: Mapping[str, DeviceArray]) -> None:
-        graph = None if on_gpu else self._graph_of(session)
+        graph = self._graph_of(session)
         try:
             if graph is not None:
+                self._fill(session, on_gpu)
                 graph.launch(self._stream)
             elif on_gpu:
-                self._execute_with(session, on_gpu)
+                self._execute_in_place(session, on_gpu)
             else:
+                self._fill(session, on_gpu)
                 self._enqueue(session)
         except BackendError:
             with contextlib.suppress(BackendError):  # the first error is the one to tell; copies may be under way
@@ -174,27 +178,42 @@ class Worker:
             self._cuda.synchronize(self._stream)
         except BackendError as error:
             raise BackendError(f"{self._opener.label}: {error}; {self._opener.last_errors()}") from error
-        session.runs += not on_gpu
+        session.runs += 1
+        self.replayed += graph is not None
 
-    def _execute_with(self, session: Session, on_gpu: Mapping[str, DeviceArray]) -> None:
-        """The caller's memory in the place of our own, for this run."""
+    def _fill(self, session: Session, on_gpu: Mapping[str, DeviceArray]) -> None:
+        """Brings the inputs to where the graph reads: all that come from the host alone in one copy."""
+        inputs = session.inputs  # a session uses the first part of it
+        if not on_gpu:
+            self._cuda.upload(inputs.address, inputs.host[: session.upload_bytes], self._stream)
+            return
+        for name, array in on_gpu.items():
+            address = inputs.address + session.input_offsets[name]
+            self._cuda.copy(address, array.address, session.input_views[name].nbytes, self._stream)
+        self._upload_rest(session, on_gpu)
+
+    def _upload_rest(self, session: Session, on_gpu: Mapping[str, DeviceArray]) -> None:
+        """Those inputs that come from the host, beside others that lie on the GPU."""
+        inputs = session.inputs
         for name, offset in session.input_offsets.items():
-            if name in on_gpu:
-                session.work.place(name, on_gpu[name].address)
-            else:
-                view = session.input_views[name]
-                host = session.inputs.host[offset : offset + view.nbytes]
-                self._cuda.upload(session.inputs.address + offset, host, self._stream)
+            if name not in on_gpu:
+                host = inputs.host[offset : offset + session.input_views[name].nbytes]
+                self._cuda.upload(inputs.address + offset, host, self._stream)
+
+    def _execute_in_place(self, session: Session, on_gpu: Mapping[str, DeviceArray]) -> None:
+        """The caller's memory in the place of our own, for this run: without a graph no copy is needed."""
+        for name, array in on_gpu.items():
+            session.work.place(name, array.address)
+        self._upload_rest(session, on_gpu)
         try:
-            self._enqueue(session, upload=False)
+            self._enqueue(session)
         finally:
             for name in on_gpu:
                 session.work.place(name, session.inputs.address + session.input_offsets[name])
 
-    def _enqueue(self, session: Session, upload: bool = True) -> None:
-        inputs, outputs = session.inputs, session.outputs  # a session uses the first part of each
-        if upload:
-            self._cuda.upload(inputs.address, inputs.host[: session.upload_bytes], self._stream)
+    def _enqueue(self, session: Session) -> None:
+        """What a graph holds: its inputs lie there already, and may have come from anywhere."""
+        outputs = session.outputs  # a session uses the first part of it
         session.work.enqueue(self._stream)
         self._cuda.download(outputs.host[: session.download_bytes], outputs.address, self._stream)
 

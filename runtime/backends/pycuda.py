@@ -25,6 +25,7 @@ class PyCuda:
         found = self._call(driver.Device.count)
         if not 0 <= device < found:
             raise BackendError(f"GPU {device}: the driver shows {found} (CUDA_VISIBLE_DEVICES hides others)")
+        self.device = device
         gpu = driver.Device(device)
         self._context = self._call(gpu.retain_primary_context)
         self._threads = threading.local()
@@ -57,6 +58,9 @@ class PyCuda:
 
     def free(self, address: int) -> None:
         self._call(self._held.pop(address).free)
+
+    def device_of(self, address: int) -> None:
+        """pycuda does not ask the driver that."""
 
     def pinned(self, size: int) -> np.ndarray:
         memory = self._call(self._driver.pagelocked_empty, max(size, 1), np.uint8)

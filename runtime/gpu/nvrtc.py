@@ -3,18 +3,44 @@
 from __future__ import annotations
 
 import ctypes
-import glob
 import os
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from regionrt.runtime.errors import BackendError
 
 MAJORS = (13, 12)
 """CUDA's major versions whose NVRTC is looked for."""
+
+
+class _System(NamedTuple):
+    """What the library of a CUDA major is called, and in which folders of wheels and toolkits it lies."""
+
+    name: str
+    builtins: str
+    in_wheels: Sequence[str]
+    in_toolkits: Sequence[str]
+    toolkit: str | None
+
+
+_LINUX = _System(
+    "libnvrtc.so.{}",
+    "libnvrtc-builtins.so.*",
+    ("cu{}/lib", "cuda_nvrtc/lib"),
+    ("lib64", "targets/aarch64-linux/lib", "targets/x86_64-linux/lib"),
+    "/usr/local/cuda",
+)
+_WINDOWS = _System(
+    "nvrtc64_{}0_0.dll",  # of every minor version: within a major they are compatible
+    "nvrtc-builtins64_*.dll",
+    ("cu{}/bin/x86_64", "cu{}/bin", "cuda_nvrtc/bin"),
+    ("bin/x64", "bin"),
+    None,
+)
 _COMPILATION_FAILED = 6  # NVRTC_ERROR_COMPILATION
 
 
@@ -24,8 +50,9 @@ class Nvrtc:
     def __init__(self, path: str) -> None:
         self.path = path
         # It opens its built-in functions by name only, which the loader finds if they are loaded already.
-        beside = glob.glob(f"{Path(path).parent}/libnvrtc-builtins.so.*") if os.path.isabs(path) else []
-        self._builtins = [ctypes.CDLL(name) for name in sorted(beside)]
+        system = _WINDOWS if path.endswith(".dll") else _LINUX
+        beside = Path(path).parent.glob(system.builtins) if os.path.isabs(path) else ()
+        self._builtins = [ctypes.CDLL(str(name)) for name in sorted(beside)]
         self._library = ctypes.CDLL(path)
         self._library.nvrtcGetErrorString.restype = ctypes.c_char_p
         major, minor = ctypes.c_int(), ctypes.c_int()
@@ -113,17 +140,19 @@ def open_nvrtc(newest: tuple[int, int]) -> Nvrtc:
 
 
 def _places(major: int) -> Iterator[str]:
-    """Files and names of libnvrtc, the wheel's first."""
-    name = f"libnvrtc.so.{major}"
+    """Files and names of the library, the wheel's first, then the system's own, then a toolkit's."""
+    system = _WINDOWS if sys.platform == "win32" else _LINUX
+    name = system.name.format(major)
     spec = find_spec("nvidia")
     for root in (spec.submodule_search_locations or ()) if spec is not None else ():
-        for folder in (f"cu{major}", "cuda_nvrtc"):
-            path = Path(root, folder, "lib", name)
-            if path.is_file():
-                yield str(path)
+        yield from _files(Path(root), (folder.format(major) for folder in system.in_wheels), name)
     yield name
-    for home in filter(None, (os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda")):
-        for folder in ("lib64", "targets/aarch64-linux/lib", "targets/x86_64-linux/lib"):
-            path = Path(home, folder, name)
-            if path.is_file():
-                yield str(path)
+    for home in filter(None, (os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), system.toolkit)):
+        yield from _files(Path(home), system.in_toolkits, name)
+
+
+def _files(root: Path, folders: Iterable[str], name: str) -> Iterator[str]:
+    for folder in folders:
+        path = root / folder / name
+        if path.is_file():
+            yield str(path)

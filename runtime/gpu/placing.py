@@ -57,7 +57,7 @@ class GpuPlacing:
             held: list[DeviceArray] = []
             try:
                 for image in images:
-                    held.append(device_array(image, self._stream, self._cuda.synchronize))
+                    held.append(device_array(image, self._stream, self._cuda))
                     _check_rgb(held[-1])
                 photo_sizes = [(array.shape[0], array.shape[1]) for array in held]
                 placements = [Placement(size, canvas.resized_size(*size)) for size in photo_sizes]

@@ -1,11 +1,11 @@
 """Ops between dense stages, as the manifest has them, on padded rows on the GPU: what each gives, and its launches.
 
-To add an op: a class with these three functions and an entry in `OPS`.
+To add an op: an entry in `OPS`; where it makes no row of each region, with a class of these three functions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -34,34 +34,28 @@ class Layouts:
 class Op(Protocol):
     """An op of a step; the addresses of its inputs matter to `launches` only."""
 
-    @staticmethod
-    def outputs(step: Step, values: Arrays, layouts: Layouts) -> dict[str, tuple[tuple[int, ...], str]]:
+    def outputs(self, step: Step, values: Arrays, layouts: Layouts) -> dict[str, tuple[tuple[int, ...], str]]:
         """(shape, type) of each output. BackendError for inputs that do not fit each other."""
 
-    @staticmethod
-    def workspace(step: Step, values: Arrays) -> int:
+    def workspace(self, step: Step, values: Arrays) -> int:
         """Bytes that it needs while it runs."""
 
-    @staticmethod
-    def launches(kernels: Kernels, step: Step, values: Arrays, layouts: Layouts, workspace: int) -> list[Launch]:
+    def launches(self, kernels: Kernels, step: Step, values: Arrays, layouts: Layouts, workspace: int) -> list[Launch]:
         """Ready for a stream; all of each output is written."""
 
 
 class Proposals:
-    @staticmethod
-    def outputs(step: Step, values: Arrays, layouts: Layouts) -> dict[str, tuple[tuple[int, ...], str]]:
+    def outputs(self, step: Step, values: Arrays, layouts: Layouts) -> dict[str, tuple[tuple[int, ...], str]]:
         images, most = values[step["inputs"][-1]].shape[0], step["attributes"]["post_nms"]
         shapes = (((images, most, 4), "float32"), ((images, most), "float32"), ((images,), "int32"))
         return dict(zip(step["outputs"], shapes, strict=True))
 
-    @staticmethod
-    def workspace(step: Step, values: Arrays) -> int:
+    def workspace(self, step: Step, values: Arrays) -> int:
         *levels, sizes = step["inputs"]
         anchors = [values[name].shape[0] for name in levels[2 * len(levels) // 3 :]]
         return proposals_workspace(values[sizes].shape[0], anchors, step["attributes"]["pre_nms"])
 
-    @staticmethod
-    def launches(kernels: Kernels, step: Step, values: Arrays, layouts: Layouts, workspace: int) -> list[Launch]:
+    def launches(self, kernels: Kernels, step: Step, values: Arrays, layouts: Layouts, workspace: int) -> list[Launch]:
         *levels, sizes = (values[name] for name in step["inputs"])
         third = len(levels) // 3
         rois, scores, counts = (values[name] for name in step["outputs"])
@@ -71,98 +65,44 @@ class Proposals:
         )  # fmt: skip
 
 
-class RoiAlign:
-    @staticmethod
-    def outputs(step: Step, values: Arrays, layouts: Layouts) -> dict[str, tuple[tuple[int, ...], str]]:
-        return _bins_of_regions(step, values, layouts)
+@dataclass(frozen=True)
+class Pooling:
+    """An op that makes a row of each region of maps: by `face`, which takes the one map, or all of its `levels`.
 
-    @staticmethod
-    def workspace(step: Step, values: Arrays) -> int:
-        return 0
+    Of channels-last maps a pyramid gives [N, P, Σb², C]: the stage behind it has to take that, and to say so.
+    """
 
-    @staticmethod
-    def launches(kernels: Kernels, step: Step, values: Arrays, layouts: Layouts, workspace: int) -> list[Launch]:
-        *levels, rois, counts = (values[name] for name in step["inputs"])
-        out, options = _pooled(step, values, layouts)
-        options["aligned"] = bool(options["aligned"])
-        return roi_align(kernels, levels, rois, counts, out, **options)
+    face: Callable[..., list[Launch]]
+    levels: bool = False
 
-
-class RoiPool:
-    @staticmethod
-    def outputs(step: Step, values: Arrays, layouts: Layouts) -> dict[str, tuple[tuple[int, ...], str]]:
-        return _bins_of_regions(step, values, layouts)
-
-    @staticmethod
-    def workspace(step: Step, values: Arrays) -> int:
-        return 0
-
-    @staticmethod
-    def launches(kernels: Kernels, step: Step, values: Arrays, layouts: Layouts, workspace: int) -> list[Launch]:
-        feature, rois, counts = (values[name] for name in step["inputs"])
-        out, options = _pooled(step, values, layouts)
-        return roi_pool(kernels, feature, rois, counts, out, **options)
-
-
-class Warp:
-    @staticmethod
-    def outputs(step: Step, values: Arrays, layouts: Layouts) -> dict[str, tuple[tuple[int, ...], str]]:
-        return _bins_of_regions(step, values, layouts)
-
-    @staticmethod
-    def workspace(step: Step, values: Arrays) -> int:
-        return 0
-
-    @staticmethod
-    def launches(kernels: Kernels, step: Step, values: Arrays, layouts: Layouts, workspace: int) -> list[Launch]:
-        images, rois, counts = (values[name] for name in step["inputs"])
-        out, options = _pooled(step, values, layouts)
-        return warp(kernels, images, rois, counts, out, **options)
-
-
-class PyramidPool:
-    """Of channels-last maps it gives [N, P, Σb², C]: the stage behind it has to take that, and to say so."""
-
-    @staticmethod
-    def outputs(step: Step, values: Arrays, layouts: Layouts) -> dict[str, tuple[tuple[int, ...], str]]:
-        _in_one_order(step, layouts)
-        name, rois, _ = step["inputs"]
-        feature, number = values[name], sum(side * side for side in step["attributes"]["bins"])
-        (pooled,) = step["outputs"]
-        last = pooled in layouts.channels_last
-        shape = (number, feature.shape[-1]) if last else (feature.shape[1] * number,)
-        return {pooled: ((*values[rois].shape[:2], *shape), feature.dtype)}
-
-    @staticmethod
-    def workspace(step: Step, values: Arrays) -> int:
-        return 0
-
-    @staticmethod
-    def launches(kernels: Kernels, step: Step, values: Arrays, layouts: Layouts, workspace: int) -> list[Launch]:
-        feature, rois, counts = (values[name] for name in step["inputs"])
+    def outputs(self, step: Step, values: Arrays, layouts: Layouts) -> dict[str, tuple[tuple[int, ...], str]]:
+        last = _in_one_order(step, layouts)
+        first, rois = values[step["inputs"][0]], values[step["inputs"][-2]]
         (name,) = step["outputs"]
+        row = _row(step["attributes"], first.shape[-1 if last else 1], last)
+        return {name: ((*rois.shape[:2], *row), first.dtype)}
+
+    def workspace(self, step: Step, values: Arrays) -> int:
+        return 0
+
+    def launches(self, kernels: Kernels, step: Step, values: Arrays, layouts: Layouts, workspace: int) -> list[Launch]:
+        *maps, rois, counts = (values[name] for name in step["inputs"])
+        (name,) = step["outputs"]
+        options = dict(step["attributes"])
+        if "output_height" in options:
+            options["output_size"] = (options.pop("output_height"), options.pop("output_width"))
+        given = maps if self.levels else maps[0]
         last = name in layouts.channels_last
-        return pyramid_pool(
-            kernels, feature, rois, counts, values[name], channels_last=last, **step["attributes"]
-        )  # fmt: skip
+        return self.face(kernels, given, rois, counts, values[name], channels_last=last, **options)
 
 
-def _bins_of_regions(step: Step, values: Arrays, layouts: Layouts) -> dict[str, tuple[tuple[int, ...], str]]:
-    """Output of an op that makes h × w values of each region and channel."""
-    last = _in_one_order(step, layouts)
-    first, rois = values[step["inputs"][0]], values[step["inputs"][-2]]
-    size = (step["attributes"]["output_height"], step["attributes"]["output_width"])
-    shape = (*size, first.shape[-1]) if last else (first.shape[1], *size)
-    (name,) = step["outputs"]
-    return {name: ((*rois.shape[:2], *shape), first.dtype)}
-
-
-def _pooled(step: Step, values: Arrays, layouts: Layouts) -> tuple[GpuArray, dict[str, Any]]:
-    """Its array, and the options of the kernels' face."""
-    (name,) = step["outputs"]
-    options = dict(step["attributes"])
-    options["output_size"] = (options.pop("output_height"), options.pop("output_width"))
-    return values[name], {**options, "channels_last": name in layouts.channels_last}
+def _row(attributes: Mapping[str, Any], channels: int, last: bool) -> tuple[int, ...]:
+    """What an op makes of a region: h × w values of each channel, or those of a pyramid, level by level."""
+    if "bins" in attributes:
+        cells = sum(side * side for side in attributes["bins"])
+        return (cells, channels) if last else (channels * cells,)
+    size = (attributes["output_height"], attributes["output_width"])
+    return (*size, channels) if last else (channels, *size)
 
 
 def _in_one_order(step: Step, layouts: Layouts) -> bool:
@@ -179,8 +119,7 @@ def _in_one_order(step: Step, layouts: Layouts) -> bool:
 
 
 class Detections:
-    @staticmethod
-    def outputs(step: Step, values: Arrays, layouts: Layouts) -> dict[str, tuple[tuple[int, ...], str]]:
+    def outputs(self, step: Step, values: Arrays, layouts: Layouts) -> dict[str, tuple[tuple[int, ...], str]]:
         images, most = values[step["inputs"][-1]].shape[0], step["attributes"]["max_detections"]
         rows = (images, most)
         floats, whole = "float32", "int32"
@@ -194,24 +133,22 @@ class Detections:
         )
         return dict(zip(step["outputs"], shapes, strict=True))
 
-    @staticmethod
-    def workspace(step: Step, values: Arrays) -> int:
+    def workspace(self, step: Step, values: Arrays) -> int:
         images, rows, columns = values[step["inputs"][0]].shape
         return detections_workspace(images, rows, columns - 1, step["attributes"]["candidates"])
 
-    @staticmethod
-    def launches(kernels: Kernels, step: Step, values: Arrays, layouts: Layouts, workspace: int) -> list[Launch]:
+    def launches(self, kernels: Kernels, step: Step, values: Arrays, layouts: Layouts, workspace: int) -> list[Launch]:
         logits, deltas, rois, counts, sizes = (values[name] for name in step["inputs"])
         options = {**step["attributes"], "class_agnostic": bool(step["attributes"]["class_agnostic"])}
         out = [values[name] for name in step["outputs"]]
         return detections(kernels, logits, deltas, rois, counts, sizes, out, workspace, **options)
 
 
-OPS: dict[str, type[Op]] = {
-    "RegionProposals": Proposals,
-    "RegionRoiAlign": RoiAlign,
-    "RegionRoiPool": RoiPool,
-    "RegionPyramidPool": PyramidPool,
-    "RegionWarp": Warp,
-    "RegionDetections": Detections,
+OPS: dict[str, Op] = {
+    "RegionProposals": Proposals(),
+    "RegionRoiAlign": Pooling(roi_align, levels=True),
+    "RegionRoiPool": Pooling(roi_pool),
+    "RegionPyramidPool": Pooling(pyramid_pool),
+    "RegionWarp": Pooling(warp),
+    "RegionDetections": Detections(),
 }

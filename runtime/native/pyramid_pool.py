@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from . import arrays, library
+from . import arrays
 from .boxes import scale_of, whole
-from .calls import run
+from .per_roi import checked_maps, per_roi
 from .roi_pool import MOST_CELLS, largest_cells
 
 MOST_LEVELS, MOST_BINS = 8, 64
@@ -49,75 +49,39 @@ def pyramid_pool(
     Raises:
         ValueError: another type or shape, or an option out of its range.
     """
-    feature_type = arrays.kind_of("feature", feature)
-    feature = arrays.checked("feature", feature, None, (None, None, None, None))
-    images, height, width, channels = feature.shape
-    if max(height, width) > MOST_CELLS:
-        raise ValueError(f"feature: expected at most {MOST_CELLS} cells a side, got {height} × {width}")
-    rois = arrays.checked("rois", rois, np.float32, (images, None, 4))
-    rows = rois.shape[1]
-    counts = arrays.counts_in_range(counts, images, rows)
+    feature = checked_maps("feature", feature, MOST_CELLS)
     sides = np.array([whole("bins", b, 1) for b in bins], np.int32)
     if not 1 <= len(sides) <= MOST_LEVELS or sides.max() > MOST_BINS:
         raise ValueError(f"bins: expected 1 to {MOST_LEVELS} levels of 1 to {MOST_BINS}, got {list(bins)}")
     scale = scale_of(spatial_scale)
-    number = int((sides**2).sum())
-    shape = (images, rows, number, channels) if channels_last else (images, rows, number * channels)
-    out = arrays.output("out", out, feature.dtype if dtype is None else np.dtype(dtype), shape)
-    out_type = arrays.kind_of("dtype", out)
-    threads = arrays.thread_count(threads)
-    native = library.handle()
-    if native is None:
-        _in_numpy(feature, rois, counts, np.float32(scale), sides.tolist(), channels_last, out)
-        return out
-    run(
-        native,
+    channels, number = feature.shape[3], int((sides**2).sum())
+
+    def in_numpy(cells: np.ndarray, roi: np.ndarray) -> np.ndarray:
+        with np.errstate(over="ignore"):
+            ends = np.clip(roi * np.float32(scale), -MOST_CELLS, MOST_CELLS)
+        down, across = _window(ends[1], ends[3], cells.shape[0]), _window(ends[0], ends[2], cells.shape[1])
+        levels = [largest_cells(cells, _bins(*down, b), _bins(*across, b)) for b in sides.tolist()]  # [b, b, C]
+        if channels_last:
+            return np.concatenate([level.reshape(-1, channels) for level in levels])
+        return np.concatenate([level.transpose(2, 0, 1).ravel() for level in levels])
+
+    return per_roi(
         "pyramid_pool",
-        feature=feature.ctypes.data,
-        rois=rois.ctypes.data,
-        counts=counts.ctypes.data,
-        bins=sides.ctypes.data,
-        out=out.ctypes.data,
-        spatial_scale=scale,
-        levels=len(sides),
-        images=images,
-        rows=rows,
-        channels=channels,
-        height=height,
-        width=width,
-        out_channels_last=channels_last,
-        feature_type=feature_type,
-        out_type=out_type,
+        feature,
+        rois,
+        counts,
+        (number, channels) if channels_last else (number * channels,),
+        in_numpy,
+        dtype=dtype,
+        out=out,
         threads=threads,
+        feature=feature.ctypes.data,
+        feature_type=arrays.kind_of("feature", feature),
+        bins=sides.ctypes.data,
+        levels=len(sides),
+        spatial_scale=scale,
+        out_channels_last=channels_last,
     )
-    return out
-
-
-def _in_numpy(
-    feature: np.ndarray,
-    rois: np.ndarray,
-    counts: np.ndarray,
-    scale: np.float32,
-    bins: list[int],
-    channels_last: bool,
-    out: np.ndarray,
-) -> None:
-    wide = arrays.widened(feature)
-    out[:] = np.zeros((), out.dtype)
-    for image, count in enumerate(counts):
-        for row in range(count):
-            if np.isnan(rois[image, row]).any():
-                continue
-            with np.errstate(over="ignore"):
-                ends = np.clip(rois[image, row] * scale, -MOST_CELLS, MOST_CELLS)
-            down = _window(ends[1], ends[3], feature.shape[1])
-            across = _window(ends[0], ends[2], feature.shape[2])
-            levels = [largest_cells(wide[image], _bins(*down, b), _bins(*across, b)) for b in bins]  # [b, b, C]
-            if channels_last:
-                pooled = np.concatenate([level.reshape(-1, level.shape[2]) for level in levels])
-            else:
-                pooled = np.concatenate([level.transpose(2, 0, 1).ravel() for level in levels])
-            out[image, row] = arrays.narrowed(pooled, out.dtype)
 
 
 def _window(low: np.float32, high: np.float32, side: int) -> tuple[int, int]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from . import arrays, library
+from . import arrays
 from .boxes import scale_of, whole
-from .calls import run
+from .per_roi import checked_maps, per_roi
 
 MOST_CELLS = 4096
 
@@ -44,69 +44,42 @@ def roi_pool(
     Raises:
         ValueError: another type or shape, or an option out of its range.
     """
-    feature_type = arrays.kind_of("feature", feature)
-    feature = arrays.checked("feature", feature, None, (None, None, None, None))
-    images, height, width, channels = feature.shape
-    if max(height, width) > MOST_CELLS:
-        raise ValueError(f"feature: expected at most {MOST_CELLS} cells a side, got {height} × {width}")
-    rois = arrays.checked("rois", rois, np.float32, (images, None, 4))
-    rows = rois.shape[1]
-    counts = arrays.counts_in_range(counts, images, rows)
+    feature = checked_maps("feature", feature, MOST_CELLS)
     size = tuple(whole("output_size", side, 1) for side in output_size)
     scale = scale_of(spatial_scale)
-    shape = (images, rows, *size, channels) if channels_last else (images, rows, channels, *size)
-    out = arrays.output("out", out, feature.dtype if dtype is None else np.dtype(dtype), shape)
-    out_type = arrays.kind_of("dtype", out)
-    threads = arrays.thread_count(threads)
-    native = library.handle()
-    if native is None:
-        _in_numpy(feature, rois, counts, np.float32(scale), size, channels_last, out)
-        return out
-    run(
-        native,
+    channels = feature.shape[3]
+
+    def in_numpy(cells: np.ndarray, roi: np.ndarray) -> np.ndarray:
+        pooled = largest_cells(cells, *_windows(roi, np.float32(scale), size, cells.shape))
+        return pooled if channels_last else pooled.transpose(2, 0, 1)
+
+    return per_roi(
         "roi_pool",
+        feature,
+        rois,
+        counts,
+        (*size, channels) if channels_last else (channels, *size),
+        in_numpy,
+        dtype=dtype,
+        out=out,
+        threads=threads,
         feature=feature.ctypes.data,
-        rois=rois.ctypes.data,
-        counts=counts.ctypes.data,
-        out=out.ctypes.data,
+        feature_type=arrays.kind_of("feature", feature),
         spatial_scale=scale,
-        images=images,
-        rows=rows,
-        channels=channels,
-        height=height,
-        width=width,
         out_height=size[0],
         out_width=size[1],
         out_channels_last=channels_last,
-        feature_type=feature_type,
-        out_type=out_type,
-        threads=threads,
     )
-    return out
 
 
-def _in_numpy(
-    feature: np.ndarray,
-    rois: np.ndarray,
-    counts: np.ndarray,
-    scale: np.float32,
-    size: tuple[int, ...],
-    channels_last: bool,
-    out: np.ndarray,
-) -> None:
-    wide = arrays.widened(feature)
-    out[:] = np.zeros((), out.dtype)
-    for image, count in enumerate(counts):
-        for row in range(count):
-            if np.isnan(rois[image, row]).any():
-                continue
-            with np.errstate(over="ignore"):
-                corners = np.clip(rois[image, row] * scale, -MOST_CELLS, MOST_CELLS)
-            cells = np.trunc(corners + np.copysign(0.5, corners.astype(np.float64))).astype(np.int64)
-            down = _bins(cells[1], cells[3], size[0], feature.shape[1])
-            across = _bins(cells[0], cells[2], size[1], feature.shape[2])
-            pooled = largest_cells(wide[image], down, across)
-            out[image, row] = arrays.narrowed(pooled if channels_last else pooled.transpose(2, 0, 1), out.dtype)
+def _windows(
+    roi: np.ndarray, scale: np.float32, size: tuple[int, ...], shape: tuple[int, ...]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Of the bins of one RoI: rows and columns of the map, int64 [h, 2] and [w, 2], begin and end."""
+    with np.errstate(over="ignore"):
+        corners = np.clip(roi * scale, -MOST_CELLS, MOST_CELLS)
+    cells = np.trunc(corners + np.copysign(0.5, corners.astype(np.float64))).astype(np.int64)
+    return _bins(cells[1], cells[3], size[0], shape[0]), _bins(cells[0], cells[2], size[1], shape[1])
 
 
 def _bins(first: int, last: int, bins: int, side: int) -> np.ndarray:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from . import arrays, library
+from . import arrays
 from .boxes import whole
-from .calls import run
+from .per_roi import checked_maps, per_roi
 
 
 def warp(
@@ -42,72 +42,46 @@ def warp(
     Raises:
         ValueError: another type or shape, or an option out of its range.
     """
-    image_type = arrays.kind_of("images", images)
-    images = arrays.checked("images", images, None, (None, None, None, None))
-    number, height, width, channels = images.shape
-    rois = arrays.checked("rois", rois, np.float32, (number, None, 4))
-    rows = rois.shape[1]
-    counts = arrays.counts_in_range(counts, number, rows)
+    images = checked_maps("images", images)
     size = tuple(whole("output_size", side, 1) for side in output_size)
     context = whole("context", context, 0)
     if 2 * context >= min(size):
         raise ValueError(f"context: expected less than half of the output, got {context} px for {size[0]} × {size[1]}")
-    shape = (number, rows, *size, channels) if channels_last else (number, rows, channels, *size)
-    out = arrays.output("out", out, images.dtype if dtype is None else np.dtype(dtype), shape)
-    out_type = arrays.kind_of("dtype", out)
-    threads = arrays.thread_count(threads)
-    native = library.handle()
-    if native is None:
-        _in_numpy(images, rois, counts, size, context, channels_last, out)
-        return out
-    run(
-        native,
+    channels = images.shape[3]
+
+    def in_numpy(pixels: np.ndarray, roi: np.ndarray) -> np.ndarray:
+        warped = _warped(pixels, roi.astype(np.float64), size, context)
+        return warped if channels_last else warped.transpose(2, 0, 1)
+
+    return per_roi(
         "warp",
+        images,
+        rois,
+        counts,
+        (*size, channels) if channels_last else (channels, *size),
+        in_numpy,
+        dtype=dtype,
+        out=out,
+        threads=threads,
         pixels=images.ctypes.data,
-        rois=rois.ctypes.data,
-        counts=counts.ctypes.data,
-        out=out.ctypes.data,
-        images=number,
-        rows=rows,
-        channels=channels,
-        height=height,
-        width=width,
+        image_type=arrays.kind_of("images", images),
         out_height=size[0],
         out_width=size[1],
         context=context,
         out_channels_last=channels_last,
-        image_type=image_type,
-        out_type=out_type,
-        threads=threads,
     )
-    return out
 
 
-def _in_numpy(
-    images: np.ndarray,
-    rois: np.ndarray,
-    counts: np.ndarray,
-    size: tuple[int, ...],
-    context: int,
-    channels_last: bool,
-    out: np.ndarray,
-) -> None:
-    out[:] = np.zeros((), out.dtype)
-    one = np.float32(1)
-    for image, count in enumerate(counts):
-        pixels = arrays.widened(images[image])
-        for row in range(count):
-            roi = rois[image, row].astype(np.float64)
-            if np.isnan(roi).any():
-                continue
-            there_y, top, bottom, dy = _taps(roi[1], roi[3], size[0], context, pixels.shape[0])
-            there_x, left, right, dx = _taps(roi[0], roi[2], size[1], context, pixels.shape[1])
-            dy, dx = dy[:, None, None], dx[None, :, None]
-            mixed = pixels[top] * (one - dy) + pixels[bottom] * dy  # [rows inside, W, C]
-            mixed = mixed[:, left] * (one - dx) + mixed[:, right] * dx
-            warped = np.zeros((*size, pixels.shape[2]), np.float32)
-            warped[np.ix_(there_y, there_x)] = mixed
-            out[image, row] = arrays.narrowed(warped if channels_last else warped.transpose(2, 0, 1), out.dtype)
+def _warped(pixels: np.ndarray, roi: np.ndarray, size: tuple[int, ...], context: int) -> np.ndarray:
+    """[h, w, C] of an image [H, W, C]."""
+    there_y, top, bottom, dy = _taps(roi[1], roi[3], size[0], context, pixels.shape[0])
+    there_x, left, right, dx = _taps(roi[0], roi[2], size[1], context, pixels.shape[1])
+    dy, dx, one = dy[:, None, None], dx[None, :, None], np.float32(1)
+    mixed = pixels[top] * (one - dy) + pixels[bottom] * dy  # [rows inside, W, C]
+    mixed = mixed[:, left] * (one - dx) + mixed[:, right] * dx
+    warped = np.zeros((*size, pixels.shape[2]), np.float32)
+    warped[np.ix_(there_y, there_x)] = mixed
+    return warped
 
 
 def _taps(low: float, high: float, size: int, context: int, side: int) -> tuple[np.ndarray, ...]:

@@ -266,7 +266,7 @@ def test_a_part_that_fails_keeps_what_it_has_and_stops_no_other(monkeypatch) -> 
     monkeypatch.setattr(gpu, "open_torch_kernels", lambda: None)
     monkeypatch.setattr(gpu, "copy_bandwidth", lambda: 1e12)
     monkeypatch.setattr(gpu, "run_ops", ops)
-    monkeypatch.setattr(gpu, "run_engines", lambda: iter([EngineRow("TensorRT", "10.9")]))
+    monkeypatch.setattr(gpu, "run_engines", lambda *_: iter([EngineRow("TensorRT", "10.9")]))
     kept: list[str] = []
     options = GpuOptions(parts=("ops", "engines"))
     report = run_gpu(options, lambda now: kept.append(json.dumps(now.to_json())), lambda text: None)

@@ -11,7 +11,10 @@ import pytest
 from example_report import example_report
 from PIL import Image
 
+from regionrt.bench.assembly import _noise
 from regionrt.bench.errors import BenchError
+from regionrt.bench.headline import lead
+from regionrt.bench.latency import Timed
 from regionrt.bench.render import render
 from regionrt.bench.schema import Report, read_report, report_from_json
 
@@ -230,3 +233,12 @@ def test_a_file_that_is_no_report(tmp_path, content):
     with pytest.raises(BenchError, match="report"):
         render(path, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_figures_of_a_machine_that_was_not_quiet_say_so_in_the_headline():
+
+    report = example_report()
+    assert "quiet" not in lead(report)
+    timed = Timed({"a": None, "b": None}, {"a": "the machine was not quiet: 5 of 5 requests waited", "b": ""}, 5)
+    assert not _noise(replace(timed, disturbances={"a": "", "b": "3 of 5 requests were disturbed by other load"}))
+    assert "not to be trusted" in lead(replace(report, notes=tuple(_noise(timed))))

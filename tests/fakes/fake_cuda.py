@@ -45,6 +45,10 @@ class CUdevice_attribute(enum.IntEnum):  # noqa: N801 (the library's name)
     CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR = 76
 
 
+class CUpointer_attribute(enum.IntEnum):  # noqa: N801
+    CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL = 9
+
+
 class CUstream_flags(enum.IntEnum):  # noqa: N801
     CU_STREAM_DEFAULT = 0
     CU_STREAM_NON_BLOCKING = 1
@@ -77,11 +81,13 @@ class FakeDriver:
 
     CUresult, CUdevice_attribute = CUresult, CUdevice_attribute
     CUstream_flags, CUstreamCaptureMode = CUstream_flags, CUstreamCaptureMode
+    CUpointer_attribute = CUpointer_attribute
 
     def __init__(self, capability: tuple[int, int] = (8, 6), memory: int = 1 << 28, devices: int = 1) -> None:
         self.capability, self.total, self.devices = capability, memory, devices
         self.version = 13000
         self.memory: dict[int, tuple[Any, int]] = {}
+        self.elsewhere: set[int] = set()  # addresses of memory on GPU 1
         self.pinned: dict[int, tuple[Any, int]] = {}
         self.streams: dict[int, Stream] = {}
         self.graphs: dict[int, list[Work]] = {}
@@ -151,6 +157,10 @@ class FakeDriver:
 
     def cuMemFree(self, address: int) -> tuple:  # noqa: N802
         return _free(self.memory, address)
+
+    def cuPointerGetAttribute(self, attribute: CUpointer_attribute, ptr: int) -> tuple:  # noqa: N802
+        known = inside(self.memory, ptr, 1) and attribute == CUpointer_attribute.CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL
+        return (*OK, int(ptr in self.elsewhere)) if known else (CUresult.CUDA_ERROR_INVALID_VALUE,)
 
     def cuMemHostAlloc(self, size: int, flags: int) -> tuple:  # noqa: N802
         return *OK, _allocate(self.pinned, size)

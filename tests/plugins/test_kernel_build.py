@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import ctypes
 import shutil
+import subprocess
+from pathlib import Path
 
 import pytest
 
 from regionrt.plugins.native import cuda
+from regionrt.plugins.native.build import PLUGINS
+from regionrt.runtime.gpu.regions import BLOCK, slices
 
 TEXT = """ptxas info    : 0 bytes gmem
 ptxas info    : Compiling entry function 'one' for 'sm_86'
@@ -48,3 +53,19 @@ def test_nvrtc_makes_ptx(op: str) -> None:
 @pytest.mark.parametrize("op", list(cuda.FLAGS))
 def test_nothing_spills(op: str) -> None:
     assert cuda.violations(cuda.compile_with_nvcc(op, "90")) == []
+
+
+def test_rois_are_cut_into_as_many_blocks_in_cpp_as_in_python(tmp_path: Path) -> None:
+    """slices.h, which the C++ plugin launches by, and the rule of all other launches."""
+    library = tmp_path / "slices.so"
+    source = f'''#include "{PLUGINS / "native" / "slices.h"}"
+extern "C" int32_t block() {{ return regionrt::kRegionBlock; }}
+extern "C" int32_t of(int64_t rois, int64_t values) {{ return regionrt::slices(rois, values); }}
+'''
+    subprocess.run(["g++", "-shared", "-fPIC", "-xc++", "-", "-o", str(library)], input=source, text=True, check=True)
+    there = ctypes.CDLL(str(library))
+    there.of.argtypes = [ctypes.c_int64, ctypes.c_int64]
+    assert there.block() == BLOCK
+    for rois in (0, 1, 2, 7, 300, 1000, 1023, 1024, 1025, 8000, 2**33):
+        for values in (0, 1, 255, 256, 511, 512, 49 * 256, 196 * 256, 2**31 - 1):
+            assert there.of(rois, values) == slices(rois, values), (rois, values)

@@ -57,14 +57,16 @@ def test_nms_is_launched_as_the_runtime_launches_it(images: int) -> None:
     assert same(plugin.launch(inputs, Tensor((images, 70), "bool"), fields), ours)
 
 
-@pytest.mark.parametrize("rows", [7, 1000])
+@pytest.mark.parametrize(("images", "rows"), [(1, 7), (1, 1000), (3, 100)])
 @pytest.mark.parametrize(("layout", "dtype", "kind"), [(LINEAR, "fp32", "float32"), (CHANNELS_LAST, "fp16", "float16")])
-def test_roi_align_is_launched_as_the_runtime_launches_it(rows: int, layout: str, dtype: str, kind: str) -> None:
+def test_roi_align_is_launched_as_the_runtime_launches_it(
+    images: int, rows: int, layout: str, dtype: str, kind: str
+) -> None:
     gpu, last, channels, size = FakeGpu(), layout == CHANNELS_LAST, 64, (7, 7)
     sides = [(40, 60), (20, 30), (10, 15)]
-    features = [gpu.empty((1, *side, channels) if last else (1, channels, *side), kind) for side in sides]
-    out = gpu.empty((1, rows, *size, channels) if last else (1, rows, channels, *size), kind)
-    rois, counts = gpu.empty((1, rows, 4), "float32"), gpu.empty((1,), "int32")
+    features = [gpu.empty((images, *side, channels) if last else (images, channels, *side), kind) for side in sides]
+    out = gpu.empty((images, rows, *size, channels) if last else (images, rows, channels, *size), kind)
+    rois, counts = gpu.empty((images, rows, 4), "float32"), gpu.empty((images,), "int32")
     scales = (0.25, 0.125, 0.0625)
     (ours,) = launches_of_roi_align(
         gpu.kernels,
@@ -81,9 +83,9 @@ def test_roi_align_is_launched_as_the_runtime_launches_it(rows: int, layout: str
     areas = [0.0, *((224 * 2 ** (k - 4 - 1e-6)) ** 2 for k in (3, 4))]
     fields = {"spatial_scales": scales, "level_areas": areas, "output_height": 7, "output_width": 7}
     fields |= {"sampling_ratio": 2, "aligned": 1, "maximum": 0}
-    inputs = [Tensor((1, channels, *side), dtype, layout) for side in sides]
-    inputs += [Tensor((1, rows, 4), "fp32"), Tensor((1,), "int32")]
-    output = Tensor((rows, channels, *size), dtype, layout)
+    inputs = [Tensor((images, channels, *side), dtype, layout) for side in sides]
+    inputs += [Tensor((images, rows, 4), "fp32"), Tensor((images,), "int32")]
+    output = Tensor((images * rows, channels, *size), dtype, layout)
     assert same(plugin.launch(inputs, output, plugin.checked(fields)), ours)
 
 

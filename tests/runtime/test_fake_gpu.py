@@ -8,7 +8,14 @@ from typing import Any
 
 import fake_tensorrt
 import pytest
-from fake_cuda import CUdevice_attribute, CUresult, CUstream_flags, CUstreamCaptureMode, FakeDriver
+from fake_cuda import (
+    CUdevice_attribute,
+    CUpointer_attribute,
+    CUresult,
+    CUstream_flags,
+    CUstreamCaptureMode,
+    FakeDriver,
+)
 
 
 def arguments(function: Any) -> int:
@@ -21,7 +28,9 @@ def test_the_drivers_calls(name: str) -> None:
     assert len(inspect.signature(getattr(driver, name)).parameters) == arguments(vars(FakeDriver)[name])
 
 
-@pytest.mark.parametrize("fake", [CUresult, CUdevice_attribute, CUstream_flags, CUstreamCaptureMode])
+@pytest.mark.parametrize(
+    "fake", [CUresult, CUdevice_attribute, CUpointer_attribute, CUstream_flags, CUstreamCaptureMode]
+)
 def test_the_drivers_constants(fake: Any) -> None:
     real = getattr(pytest.importorskip("cuda.bindings.driver"), fake.__name__)
     for name, member in fake.__members__.items():

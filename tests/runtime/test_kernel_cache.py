@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -181,3 +182,28 @@ def test_a_driver_is_given_no_code_of_a_newer_cuda(
     finally:
         open_nvrtc.cache_clear()
     assert looked == majors
+
+
+LINUX = ["nvidia/cu12/lib", "nvidia/cuda_nvrtc/lib", None, "home/lib64", "home/targets/x86_64-linux/lib", "path/lib64"]
+WINDOWS = ["nvidia/cu12/bin/x86_64", "nvidia/cuda_nvrtc/bin", None, "home/bin/x64", "home/bin", "path/bin"]
+
+
+@pytest.mark.parametrize(
+    ("platform", "folders", "name"),
+    [("linux", LINUX, "libnvrtc.so.12"), ("win32", WINDOWS, "nvrtc64_120_0.dll")],
+)
+def test_where_the_compiler_is_looked_for(platform: str, folders: list[str | None], name: str, tmp_path, monkeypatch):
+    """The wheels', the system's (None), CUDA_HOME's, CUDA_PATH's, in this order; another major is passed by."""
+    for folder in filter(None, folders):
+        (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+        for other in (name, name.replace("12", "13")):
+            (tmp_path / folder / other).touch()
+    wheels = SimpleNamespace(submodule_search_locations=[str(tmp_path / "nvidia")])
+    monkeypatch.setattr(nvrtc_module, "find_spec", lambda package: wheels if package == "nvidia" else None)
+    monkeypatch.setattr(nvrtc_module.sys, "platform", platform)
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("CUDA_PATH", str(tmp_path / "path"))
+    expected = [name if folder is None else str(tmp_path / folder / name) for folder in folders]
+    assert [place for place in nvrtc_module._places(12) if place.startswith((str(tmp_path), name))] == expected
+    monkeypatch.setattr(nvrtc_module, "find_spec", lambda package: None)
+    assert next(iter(nvrtc_module._places(12))) == name

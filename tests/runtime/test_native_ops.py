@@ -453,7 +453,7 @@ BAD = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("variant", {VARIANTS[0], "numpy"})
+@pytest.mark.parametrize("variant", dict.fromkeys((VARIANTS[0], "numpy")))
 @pytest.mark.parametrize(("call", "message"), BAD.values(), ids=BAD.keys())
 def test_what_is_refused(call, message, variant):
     with native.using(variant), pytest.raises(ValueError, match=message):

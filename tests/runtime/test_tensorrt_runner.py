@@ -245,20 +245,69 @@ class OnGpu:
 @pytest.mark.parametrize("both", [True, False])
 def test_an_array_on_the_gpu_is_not_copied(tmp_path: Path, both: bool) -> None:
     machine = Machine(tmp_path)
-    runner = machine.runner()
+    runner = machine.runner({"data_dependent_shapes": True})  # and no graph
     machine.check(runner, 0)
     machine.check(runner, 1)
     images, sizes = request(7)
-    CudaPython(machine.driver).make_current()
-    on_gpu = OnGpu(machine.driver, images), OnGpu(machine.driver, sizes) if both else sizes
     before = dict(machine.driver.counts)
-    found = runner.run(*on_gpu)
+    found = runner.run(*there(machine.driver, images, sizes, both))
     for name, value in machine.expected(images, sizes).items():
         np.testing.assert_array_equal(found[name], value)
     assert machine.driver.counts["cuMemcpyHtoDAsync"] - before["cuMemcpyHtoDAsync"] == (0 if both else 1)
-    assert machine.driver.counts["cuMemAlloc"] == before["cuMemAlloc"]
+    assert "cuMemcpyDtoDAsync" not in machine.driver.counts
     machine.check(runner, 2)  # the context is back on its own buffers
     machine.check(runner, 3, 2)
+
+
+def there(driver: FakeDriver, images: np.ndarray, sizes: np.ndarray, both: bool) -> tuple[Any, Any]:
+    CudaPython(driver).make_current()
+    return OnGpu(driver, images), OnGpu(driver, sizes) if both else sizes
+
+
+@pytest.mark.parametrize("both", [True, False])
+@pytest.mark.parametrize("flavour", FLAVOURS)
+def test_a_graph_is_replayed_on_arrays_from_anywhere(tmp_path: Path, flavour: str, both: bool) -> None:
+    """They are copied to where the graph reads; one graph serves them and the host's, in any order."""
+    machine = Machine(tmp_path, flavour)
+    runner = machine.runner(workers=1)
+    for seed in range(6):
+        images, sizes = request(seed)
+        if seed == 4:
+            machine.check(runner, seed)
+            continue
+        found = runner.run(*there(machine.driver, images, sizes, both))
+        for name, value in machine.expected(images, sizes).items():
+            np.testing.assert_array_equal(found[name], value, err_msg=f"{name} of request {seed}")
+    assert machine.driver.counts["cuStreamBeginCapture"] == 1
+    assert machine.driver.counts["cuGraphLaunch"] == runner.replayed == 5  # all but the first
+    assert machine.driver.counts["cuMemcpyDtoDAsync"] == 4 * (2 if both else 1)
+    assert runner.why_no_graph is None
+
+
+def test_an_array_on_another_gpu_is_refused(tmp_path: Path) -> None:
+    """By DLPack, which names the GPU, and by the interface, where the driver does."""
+    machine = Machine(tmp_path)
+    runner = machine.runner()
+    images, sizes = request(7)
+    on_gpu, _ = there(machine.driver, images, sizes, False)
+
+    class ByDlpack:
+        shape, dtype = images.shape, images.dtype
+
+        def __dlpack_device__(self) -> tuple[int, int]:
+            return 2, 1
+
+        def __dlpack__(self, stream: int) -> Any:
+            raise AssertionError("of another GPU, whose streams are others")
+
+    told = r"array on GPU 1: expected one on GPU 0 \(Fake GPU\).*\.to\('cuda:0'\).*CUDA_VISIBLE_DEVICES=1"
+    with pytest.raises(BackendError, match=told):
+        runner.run(ByDlpack(), sizes)
+    machine.driver.elsewhere.add(on_gpu.address)
+    with pytest.raises(BackendError, match=told):
+        runner.run(on_gpu, sizes)
+    machine.driver.elsewhere.clear()
+    assert runner.run(on_gpu, sizes)["num_detections"].shape == (1,)
 
 
 def test_the_stream_that_makes_an_array_is_waited_for(tmp_path: Path) -> None:
