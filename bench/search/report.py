@@ -95,7 +95,8 @@ def _tiles(result: SearchResult) -> list[dict[str, str]]:
         ),
     ]
     if final.over_hand is not None:
-        told = f"{result.by_hand.setting}" if result.by_hand else ""
+        interval = f"[{figures.ratio(final.over_hand.low)}, {figures.ratio(final.over_hand.high)}]"
+        told = f"{interval} over {result.by_hand.setting if result.by_hand else ''}"
         tiles.append(_tile("faster than the best single setting", figures.times(final.over_hand), told))
     return tiles
 
