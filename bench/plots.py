@@ -46,19 +46,19 @@ def main_metric(report: Report) -> str:
 
 def latency_plot(report: Report) -> Markup:
     """One line per candidate: every request a dot, p10 to p90 a bar, p50 and p99 marks."""
-    return _both(lambda width: _latency(report, width), "Latency of every request, by candidate")
+    return both(lambda width: _latency(report, width), "Latency of every request, by candidate")
 
 
 def tradeoff_plot(report: Report) -> Markup:
     """AP over median latency; the upright bar is the interval of the difference to PyTorch eager. Empty without AP."""
     if not _judged(report):
         return Markup()
-    return _both(lambda width: _tradeoff(report, width), "Accuracy over latency, by candidate")
+    return both(lambda width: _tradeoff(report, width), "Accuracy over latency, by candidate")
 
 
 def stages_plot(report: Report) -> Markup:
     """Share of preprocess, run and postprocess in a request."""
-    return _both(lambda width: _stages(report, width), "Share of each stage in a request, by candidate")
+    return both(lambda width: _stages(report, width), "Share of each stage in a request, by candidate")
 
 
 def _latency(report: Report, width: int) -> str:
@@ -217,7 +217,7 @@ def _scatter(index: int) -> float:
     return 2 * ((index * 0.6180339887498949) % 1) - 1
 
 
-def _both(draw: Callable[[int], str], label: str) -> Markup:
+def both(draw: Callable[[int], str], label: str) -> Markup:
     """The drawing at both widths; the page's style shows the one that fits."""
     pair = "".join(f'<div class="{name}">{draw(width)}</div>' for name, width in (("wide", WIDE), ("narrow", NARROW)))
     return Markup(f'<div class="plot" role="img" aria-label="{escape(label)}">{pair}</div>')

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,39 +39,47 @@ def render(report: Report | str | Path, out_dir: str | Path) -> list[Path]:
 
 
 def html(shown: dict[str, Any]) -> str:
-    """The page: style and plots inline, pictures as data, nothing fetched."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-    from markupsafe import Markup
-
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    """The page of a report."""
     report = shown["report"]
-    return environment.get_template("report.html").render(
-        **shown,
-        style=Markup((TEMPLATES / "report.css").read_text(encoding="utf-8")),
-        script=Markup((TEMPLATES / "report.js").read_text(encoding="utf-8")),
-        tradeoff=plots.tradeoff_plot(report),
-        latency=plots.latency_plot(report) if shown["measured"] else "",
-        stage_shares=plots.stages_plot(report) if shown["measured"] else "",
-    )
+    drawn = {
+        "tradeoff": plots.tradeoff_plot(report),
+        "latency": plots.latency_plot(report) if shown["measured"] else "",
+        "stage_shares": plots.stages_plot(report) if shown["measured"] else "",
+    }
+    return page_of("report.html", {**shown, **drawn})
 
 
 def markdown(shown: dict[str, Any]) -> str:
-    """The same as Markdown tables; names are escaped so that none can break a table or become HTML."""
+    """The same as Markdown tables."""
+    return markdown_of("report.md", shown)
+
+
+def page_of(template: str, shown: Mapping[str, Any]) -> str:
+    """A page: style and plots inline, pictures as data, nothing fetched."""
+    from markupsafe import Markup
+
+    inline = {
+        name: Markup((TEMPLATES / file).read_text(encoding="utf-8"))
+        for name, file in (("style", "report.css"), ("script", "report.js"))
+    }
+    return str(_templates(autoescape=True).get_template(template).render(**shown, **inline))
+
+
+def markdown_of(template: str, shown: Mapping[str, Any]) -> str:
+    """Markdown; names are escaped so that none can break a table or become HTML."""
+    environment = _templates(autoescape=False)
+    environment.filters["cell"] = lambda text: str(text).replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
+    text = environment.get_template(template).render(**shown)
+    return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
+
+
+def _templates(autoescape: bool) -> Any:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    environment = Environment(
+    return Environment(
         loader=FileSystemLoader(TEMPLATES),
-        autoescape=False,
+        autoescape=autoescape,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["cell"] = lambda text: str(text).replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
-    text = environment.get_template("report.md").render(**shown)
-    return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"

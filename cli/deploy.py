@@ -10,6 +10,7 @@ from typing import Any
 
 from regionrt.bench.report import BenchOptions, bench, render
 from regionrt.bench.schema import Report
+from regionrt.bench.search.fallback import keep_until_it_holds
 from regionrt.export.bundle import ExportOptions, export_bundle, seal
 from regionrt.export.compress.calibration import Photo
 from regionrt.export.verify import verify
@@ -20,8 +21,6 @@ from regionrt.runtime.errors import RegionRTError
 from regionrt.train.checkpoint import Checkpoint, module_from_checkpoint
 from regionrt.train.models import MODELS
 from regionrt.train.tasks import TASKS, Task
-
-from .fallback import keep_until_it_holds
 
 Progress = Callable[[str, float], None]
 _STEPS = {"export": 0.0, "build": 0.15, "verify": 0.3, "bench": 0.5}  # where each begins, as a share of the time

@@ -5,24 +5,10 @@ from typing import Annotated, Any
 
 import typer
 
-from . import console
+from . import arguments, console, searching
 from .app import verb
-from .arguments import (
-    AsJson,
-    Calibrate,
-    CalibrationImages,
-    CalibrationMethod,
-    Classes,
-    Data,
-    Keep,
-    Labels,
-    Model,
-    MostError,
-    Size,
-    checkpoint_from,
-    photos_from,
-)
-from .values import names_from, ranks_from, size_from
+from .arguments import checkpoint_from, photos_from
+from .values import BACKGROUND, names_from, ranks_from, size_from
 
 
 @verb()
@@ -34,47 +20,82 @@ def compress(
         float | None, typer.Option(help="instead: the smallest ranks that keep this share, e.g. 0.9")
     ] = None,
     ratio: Annotated[float | None, typer.Option(help="instead: this share of the weights stays, e.g. 0.5")] = None,
+    max_drop: Annotated[
+        float | None, typer.Option(help="instead: the fastest ranks, as measured, that lose at most so many points")
+    ] = None,
     layers: Annotated[
         str | None,
-        typer.Option(metavar="NAME,…", help="for --energy and --ratio; patterns too; default: fully connected ones"),
+        typer.Option(metavar="NAME,…", help="not for --rank; patterns too; default: fully connected ones"),
     ] = None,
     spatial: Annotated[bool, typer.Option("--spatial", help="k×k convolutions too, as k×1 and 1×k")] = False,
-    multiple: Annotated[int, typer.Option(help="what --energy and --ratio give is rounded up to a multiple")] = 16,
+    multiple: Annotated[int, typer.Option(help="ranks that are not given are multiples of it")] = 16,
     data: Annotated[
         str | None, typer.Option("--data", metavar="DIR", help="photos: keeps the layers' outputs, not their weights")
     ] = None,
-    split: Annotated[str, typer.Option(help="of the data")] = "train",
+    split: Annotated[str, typer.Option(help="of the data, for photos")] = "train",
     images: Annotated[int, typer.Option(help="of the split; every fifth only measures the error")] = 50,
-    model: Model = None,
-    labels: Labels = None,
-    as_json: AsJson = False,
+    backend: searching.Backend = "onnxruntime",
+    margin: searching.Margin = 0.0,
+    minutes: searching.Minutes = None,
+    trials: searching.Trials = 8,
+    points: searching.Points = 4,
+    max_images: searching.MaxImages = None,
+    seconds: searching.Seconds = 5.0,
+    threads: searching.Threads = None,
+    search_split: Annotated[str, typer.Option(help="--max-drop: searched on")] = "val",
+    judge_split: searching.JudgeSplit = "test",
+    seed: searching.Seed = 0,
+    report: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="--max-drop: report and journal; default: CKPT.search")
+    ] = None,
+    model: arguments.Model = None,
+    labels: arguments.Labels = None,
+    as_json: arguments.AsJson = False,
 ) -> None:
     """Split layers by truncated SVD; the result is a checkpoint that trains (--from) and exports as before."""
-    from regionrt.export.compress.calibration import Photo, spread
     from regionrt.export.compress.checkpoint import CompressOptions, compress_checkpoint
     from regionrt.train.checkpoint import write_checkpoint
-    from regionrt.train.models import MODELS
-    from regionrt.train.tasks import TASKS
 
-    if sum(given is not None for given in (rank, energy, ratio)) != 1:
-        raise typer.BadParameter("say how far to compress by one of --rank, --energy and --ratio")
+    if sum(given is not None for given in (rank, energy, ratio, max_drop)) != 1:
+        raise typer.BadParameter("say how far to compress by one of --rank, --energy, --ratio and --max-drop")
+    if max_drop is not None:
+        from regionrt.bench.search.options import SearchOptions
+
+        if data is None:
+            raise typer.BadParameter("--max-drop needs --data DIR: accuracy is measured on it")
+        search = SearchOptions(
+            backend, max_drop, margin=margin, minutes=minutes, confirm=trials, points=points, multiple=multiple,
+            layers=names_from(layers) or (), spatial=spatial, split=search_split, judged_on=judge_split,
+            calibrated_on=split, calibration_images=images, max_images=max_images, seconds=seconds, threads=threads,
+            seed=seed,
+        )  # fmt: skip
+        source = checkpoint_from(checkpoint, model, labels)
+        searching.search_ranks(source, data, search, out, report or out.with_name(f"{out.name}.search"), as_json)
+        return
     options = CompressOptions(
         ranks=ranks_from(rank) if rank is not None else {}, energy=energy, ratio=ratio, layers=names_from(layers) or (),
         spatial=spatial, multiple=multiple,
     )  # fmt: skip
     source = checkpoint_from(checkpoint, model, labels)
-    photos = None
-    if data is not None:
-        chosen = TASKS[MODELS[source.model].task].open_data(data, split, source.labels, None)
-        samples = [chosen[i] for i in spread(range(len(chosen)), images)]
-        photos = [Photo(sample.name, sample.image) for sample in samples]
+    photos = _photos_of(source, data, split, images) if data is not None else None
     with console.steps("compress") as tell:
-        compressed, report = compress_checkpoint(source, options, photos, tell)
+        compressed, done = compress_checkpoint(source, options, photos, tell)
     write_checkpoint(out, compressed)
     if as_json:
-        console.print_json({"checkpoint": str(out), "layers": [layer.to_json() for layer in report]})
+        console.print_json({"checkpoint": str(out), "layers": [layer.to_json() for layer in done]})
     else:
-        _print_layers(out, report, len(photos) if photos else 0)
+        _print_layers(out, done, len(photos) if photos else 0)
+
+
+def _photos_of(source: Any, data: str, split: str, images: int) -> Any:
+    """Of a split, evenly over it."""
+    from regionrt.export.compress.calibration import Photo, spread
+    from regionrt.train.models import MODELS
+    from regionrt.train.tasks import TASKS
+
+    chosen = TASKS[MODELS[source.model].task].open_data(data, split, source.labels, None)
+    samples = [chosen[i] for i in spread(range(len(chosen)), images)]
+    return [Photo(sample.name, sample.image) for sample in samples]
 
 
 def _print_layers(out: Path, report: Any, photos: int) -> None:
@@ -103,8 +124,8 @@ def _print_layers(out: Path, report: Any, photos: int) -> None:
 def export(
     checkpoint: Path,
     out: Annotated[Path, typer.Option(metavar="BUNDLE")],
-    model: Model = None,
-    labels: Labels = None,
+    model: arguments.Model = None,
+    labels: arguments.Labels = None,
     precision: Annotated[
         str, typer.Option(help="fp32, fp16 (for GPUs), bf16 (for CPUs that have it), int8, or fp8 (GPUs from 8.9 on)")
     ] = "fp32",
@@ -114,19 +135,19 @@ def export(
             help="forms of our ops: staged,native,portable,plugin; default: all of the precision's but plugin"
         ),
     ] = None,
-    size: Size = None,
+    size: arguments.Size = None,
     dynamic: Annotated[bool, typer.Option("--dynamic", help="any size up to --size, in steps of the stride")] = False,
     score: Annotated[float | None, typer.Option(help="score threshold; default: the model's")] = None,
     nms: Annotated[float | None, typer.Option(help="IoU threshold of the final NMS")] = None,
     detections: Annotated[int | None, typer.Option(help="most detections of an image")] = None,
     proposals: Annotated[int | None, typer.Option(help="most proposals of an image")] = None,
-    calibrate: Calibrate = None,
-    calibration: CalibrationMethod = "percentile",
-    calibration_images: CalibrationImages = 64,
-    keep: Keep = None,
-    most_error: MostError = 0.1,
+    calibrate: arguments.Calibrate = None,
+    calibration: arguments.CalibrationMethod = "percentile",
+    calibration_images: arguments.CalibrationImages = 64,
+    keep: arguments.Keep = None,
+    most_error: arguments.MostError = 0.1,
     probabilities: Annotated[bool, typer.Option("--probabilities", help="segmentation: of every class too")] = False,
-    as_json: AsJson = False,
+    as_json: arguments.AsJson = False,
 ) -> None:
     """Checkpoint → bundle: ONNX files, weights, labels, manifest."""
     from regionrt.export import ExportOptions, export_bundle
@@ -170,7 +191,8 @@ def _print_bundle(manifest: Any, as_json: bool) -> None:
     size = f"{'up to ' if canvas.dynamic else ''}{canvas.height}×{canvas.width}"
     total = sum(entry["bytes"] for entry in manifest.files.values())
     rows = [[a.backend, a.form, a.precision, a.files[0]] for a in manifest.artifacts]
-    title = f"{manifest.folder}: {manifest.model}, {len(manifest.labels) - 1} classes, {size} px, {total / 1e6:.1f} MB"
+    classes = sum(name != BACKGROUND for name in manifest.labels)
+    title = f"{manifest.folder}: {manifest.model}, {classes} classes, {size} px, {total / 1e6:.1f} MB"
     console.table(title, ["backend", "form", "precision", "file"], rows)
 
 
@@ -178,14 +200,14 @@ def _print_bundle(manifest: Any, as_json: bool) -> None:
 def verify(
     bundle: Path,
     checkpoint: Annotated[Path, typer.Option()],
-    data: Data,
+    data: arguments.Data,
     split: str = "test",
-    classes: Classes = None,
+    classes: arguments.Classes = None,
     images: Annotated[int, typer.Option(help="how many of the split")] = 32,
     batch: Annotated[str, typer.Option(help="batch sizes, comma-separated; stages are fed at the first")] = "1,4",
-    model: Model = None,
-    labels: Labels = None,
-    as_json: AsJson = False,
+    model: arguments.Model = None,
+    labels: arguments.Labels = None,
+    as_json: arguments.AsJson = False,
 ) -> int:
     """PyTorch against the bundle, stage by stage and end to end, on real images; exit code 1 where they differ."""
     from regionrt.export.verify import verify as run

@@ -10,23 +10,9 @@ from typing import Annotated, Any
 
 import typer
 
-from . import console
+from . import arguments, console
 from .app import verb
-from .arguments import (
-    AsJson,
-    Calibrate,
-    CalibrationImages,
-    CalibrationMethod,
-    Classes,
-    Data,
-    Keep,
-    Labels,
-    Model,
-    MostError,
-    Size,
-    checkpoint_from,
-    photos_from,
-)
+from .arguments import checkpoint_from, photos_from
 from .values import names_from, ranks_from, size_from, sizes_from
 
 
@@ -45,7 +31,7 @@ def bench(
     checkpoint: Annotated[Path | None, typer.Option(help="the PyTorch baseline")] = None,
     data: Annotated[str | None, typer.Option("--data", metavar="DIR", help="without it: latency only")] = None,
     split: str = "test",
-    classes: Classes = None,
+    classes: arguments.Classes = None,
     seconds: Annotated[float, typer.Option(help="of interleaved measurement")] = 30.0,
     threads: Annotated[int | None, typer.Option(help="CPU threads of every candidate")] = None,
     batch: Annotated[int, typer.Option(help="throughput at this batch size too; 1: not")] = 4,
@@ -66,9 +52,9 @@ def bench(
     ] = None,
     sizes: Annotated[str | None, typer.Option(metavar="HxW,…", help="peers: sizes of the photos; default: two")] = None,
     rows: Annotated[str | None, typer.Option(metavar="ROW,…", help="peers: only these candidates")] = None,
-    model: Model = None,
-    labels: Labels = None,
-    as_json: AsJson = False,
+    model: arguments.Model = None,
+    labels: arguments.Labels = None,
+    as_json: arguments.AsJson = False,
 ) -> None:
     """Latency and accuracy of bundles beside PyTorch, interleaved in one run; writes one report.
 
@@ -132,7 +118,7 @@ def _autotune(bundles: list[Path], photos: list[Path], seconds: float, threads: 
 @verb()
 def deploy(
     checkpoint: Path,
-    data: Data,
+    data: arguments.Data,
     out: Annotated[Path, typer.Option(metavar="BUNDLE")],
     max_drop: Annotated[
         float, typer.Option(help="points of AP50:95 (and mask AP), mIoU or localisation that may be lost")
@@ -141,12 +127,12 @@ def deploy(
         str | None, typer.Option(metavar="fc6=1024,fc7=256", help="split layers by truncated SVD first")
     ] = None,
     precision: Annotated[str, typer.Option(help="see export; int8 gives layers back until the drop holds")] = "fp32",
-    calibrate: Calibrate = None,
-    calibration: CalibrationMethod = "percentile",
-    calibration_images: CalibrationImages = 64,
-    keep: Keep = None,
-    most_error: MostError = 0.1,
-    size: Size = None,
+    calibrate: arguments.Calibrate = None,
+    calibration: arguments.CalibrationMethod = "percentile",
+    calibration_images: arguments.CalibrationImages = 64,
+    keep: arguments.Keep = None,
+    most_error: arguments.MostError = 0.1,
+    size: arguments.Size = None,
     dynamic: Annotated[bool, typer.Option("--dynamic", help="any size up to --size, in steps of the stride")] = False,
     proposals: Annotated[int | None, typer.Option(help="most proposals of an image")] = None,
     detections: Annotated[int | None, typer.Option(help="most detections of an image")] = None,
@@ -155,15 +141,15 @@ def deploy(
         list[str] | None, typer.Option(help="tensorrt-rtx, tensorrt or none; default: what is installed")
     ] = None,
     split: Annotated[str, typer.Option(help="on which the contract is judged")] = "test",
-    classes: Classes = None,
+    classes: arguments.Classes = None,
     seconds: Annotated[float, typer.Option(help="of interleaved measurement")] = 30.0,
     verify_images: Annotated[int, typer.Option(help="how many images to verify on")] = 32,
     compile_seconds: Annotated[
         float, typer.Option(help="most for each torch.compile of the baseline; 0: do not try")
     ] = 120.0,
-    model: Model = None,
-    labels: Labels = None,
-    as_json: AsJson = False,
+    model: arguments.Model = None,
+    labels: arguments.Labels = None,
+    as_json: arguments.AsJson = False,
 ) -> None:
     """Compress, export, build, verify and bench in one; refuses (exit code 1) when too much accuracy is lost."""
     from regionrt.bench.report import BenchOptions

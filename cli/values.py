@@ -33,6 +33,14 @@ def ranks_from(text: str) -> dict[str, int]:
     return ranks
 
 
+def numbers_from(text: str) -> tuple[int, ...]:
+    """`300,100` → whole numbers."""
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if not parts or not all(part.isdigit() for part in parts):
+        raise typer.BadParameter(f"expected whole numbers such as 300,100, found {text!r}")
+    return tuple(map(int, parts))
+
+
 def names_from(text: str | None) -> tuple[str, ...] | None:
     """`person,car` → names."""
     return tuple(name.strip() for name in text.split(",") if name.strip()) if text else None

@@ -26,7 +26,7 @@ TOLERANCES = {
     "bf16": Tolerance(stage=1e-1, iou=0.8, score=0.15, mask_iou=0.8, matched=0.7),
 }
 
-PIXELS = {"fp32": 0.999, "fp16": 0.95, "bf16": 0.9}
+PIXELS = {"fp32": 0.999, "fp16": 0.95, "bf16": 0.9, "int8": 0.8}
 """Share of a photo's pixels that must have the same label, by precision: where two classes are equally likely, rounding
 decides. What a precision costs is judged by mIoU."""
 

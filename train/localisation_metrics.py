@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torchvision.ops import box_iou
 
-from .data.errors import DataError
+from .answers import answers, figures_json
 from .data.sample import DetectionData, Sample
 from .evaluate import Detector
 
@@ -49,17 +49,7 @@ class LocalisationEvaluation:
 
     def to_json(self) -> dict[str, Any]:
         """For json.dump: NaN becomes None."""
-
-        def known(values: dict[str, float]) -> dict[str, float | None]:
-            return {key: None if value != value else value for key, value in values.items()}
-
-        return {
-            "split": self.split,
-            "images": len(self.image_ids),
-            "labels": list(self.labels),
-            "metrics": known(self.metrics),
-            "per_class": {name: known(values) for name, values in self.per_class.items()},
-        }
+        return figures_json(self)
 
 
 def main_object(sample: Sample) -> int | None:
@@ -77,34 +67,18 @@ def evaluate_localiser(
     progress: Callable[[int, int], None] | None = None,
 ) -> LocalisationEvaluation:
     """Run a localiser over a split; arguments and errors as of `evaluate`."""
-    if tuple(predict.labels) != tuple(data.labels):
-        raise DataError(
-            f"the net has the classes {', '.join(predict.labels[1:])}, the data {', '.join(data.labels[1:])}: "
-            "open the data with the net's labels"
-        )
-    if max_images is not None and max_images < 1:
-        raise ValueError(f"max_images: expected at least 1, found {max_images}")
-    total = len(data) if max_images is None else min(max_images, len(data))
-    if progress is not None:
-        progress(0, total)
     rows, truths, image_ids = [], [], []
-    for start in range(0, total, predict.max_batch):
-        samples = [data[index] for index in range(start, min(start + predict.max_batch, total))]
-        for sample, found in zip(samples, predict.batch([sample.image() for sample in samples]), strict=True):
-            wanted = main_object(sample)
-            truths.append(0 if wanted is None else int(sample.labels[wanted]))
-            image_ids.append(sample.image_id)
-            if wanted is None or not len(found):
-                rows.append([np.nan if wanted is None else 0.0] * 4)
-                continue
-            pair = (
-                torch.from_numpy(boxes.astype(np.float64)) for boxes in (sample.boxes[[wanted]], found.boxes_xyxy[:1])
-            )
-            iou = float(box_iou(*pair))
-            right, near = int(found.labels[0]) == truths[-1], iou >= LEAST_IOU
-            rows.append([float(right and near), float(right), float(near), iou])
-        if progress is not None:
-            progress(len(rows), total)
+    for sample, found in answers(predict, data, max_images=max_images, progress=progress):
+        wanted = main_object(sample)
+        truths.append(0 if wanted is None else int(sample.labels[wanted]))
+        image_ids.append(sample.image_id)
+        if wanted is None or not len(found):
+            rows.append([np.nan if wanted is None else 0.0] * 4)
+            continue
+        pair = (torch.from_numpy(boxes.astype(np.float64)) for boxes in (sample.boxes[[wanted]], found.boxes_xyxy[:1]))
+        iou = float(box_iou(*pair))
+        right, near = int(found.labels[0]) == truths[-1], iou >= LEAST_IOU
+        rows.append([float(right and near), float(right), float(near), iou])
     images, classes = np.array(rows, np.float64).reshape(-1, 4), np.array(truths)
     per_class = {
         name: {**_means(images[classes == label]), "objects": int((classes == label).sum())}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -12,7 +12,7 @@ from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 from regionrt.runtime.semantic import SemanticMap
 
-from .data.errors import DataError
+from .answers import answers, figures_json
 from .data.semantic import VOID, SemanticData
 
 
@@ -55,13 +55,7 @@ class SemanticEvaluation:
 
     def to_json(self) -> dict[str, Any]:
         """For json.dump: NaN becomes None."""
-        return {
-            "split": self.split,
-            "images": len(self.image_ids),
-            "labels": list(self.labels),
-            "metrics": _without_nan(self.metrics),
-            "per_class": {name: _without_nan(values) for name, values in self.per_class.items()},
-        }
+        return figures_json(self)
 
 
 def evaluate_maps(
@@ -76,25 +70,10 @@ def evaluate_maps(
     predict: a Predictor, of a checkpoint or a bundle; the data must have its labels. max_images: only the first ones.
     progress: called with (images done, images in all). Raises DataError, ImageError, BackendError.
     """
-    if tuple(predict.labels) != tuple(data.labels):
-        raise DataError(
-            f"the net has the classes {', '.join(predict.labels)}, the data {', '.join(data.labels)}: "
-            "open the data with the net's labels"
-        )
-    if max_images is not None and max_images < 1:
-        raise ValueError(f"max_images: expected at least 1, found {max_images}")
-    total = len(data) if max_images is None else min(max_images, len(data))
-    if progress is not None:
-        progress(0, total)
     confusion, image_ids = [], []
-    for start in range(0, total, predict.max_batch):
-        samples = [data[index] for index in range(start, min(start + predict.max_batch, total))]
-        founds = predict.batch([sample.image() for sample in samples])
-        for sample, found in zip(samples, founds, strict=True):
-            confusion.append(confusion_of(sample.label_map(), found.labels, len(data.labels)))
-            image_ids.append(sample.image_id)
-        if progress is not None:
-            progress(len(image_ids), total)
+    for sample, found in answers(predict, data, max_images=max_images, progress=progress):
+        confusion.append(confusion_of(sample.label_map(), found.labels, len(data.labels)))
+        image_ids.append(sample.image_id)
     return measure_maps(np.stack(confusion), image_ids, data.labels, data.split)
 
 
@@ -141,7 +120,3 @@ def _mean(values: np.ndarray, known: np.ndarray) -> np.ndarray:
     counts = known.sum(1)
     sums = np.where(known, values, 0).sum(1)
     return np.divide(sums, counts, out=np.full(len(values), np.nan), where=counts > 0)
-
-
-def _without_nan(values: Mapping[str, float]) -> dict[str, float | None]:
-    return {key: None if value != value else value for key, value in values.items()}

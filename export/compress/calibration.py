@@ -1,4 +1,4 @@
-"""A detector run over photos one by one, with an eye on the inputs and outputs of some of its layers."""
+"""A net run over photos one by one, with an eye on the inputs and outputs of some of its layers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from regionrt.train.models.proposal_net import ProposalNet
 from regionrt.train.requests import request_for
 from regionrt.train.tasks import task_of
 
@@ -56,7 +55,7 @@ def watch(
     seen: Watch,
     progress: Callable[[str, float], None] = lambda text, share: None,
 ) -> None:
-    """Run the detector on each photo, on its canvas, and call `seen` whenever one of `layers` has computed.
+    """Run the net on each photo, on its canvas, and call `seen` whenever one of `layers` has computed.
 
     Inputs and outputs are the layers' own ([N, …, in], or [N, C, H, W] of a convolution), of one photo at a time.
     ExportError names photo and layer where a value is NaN or infinite, and refuses images that show nothing at all.
@@ -64,9 +63,8 @@ def watch(
     task = task_of(module)
     canvas, proposals = task.canvas_of(module), task.proposals_of(module)
     # `eager` appends a row of zeros to the RoIs' features, to learn what padding gives: no RoI of any photo.
-    parts = ("box_head", "box_predictor")
-    heads = [] if isinstance(module, ProposalNet) else [getattr(module.roi_heads, part) for part in parts]
-    behind_rois = {id(layer) for head in heads for layer in head.modules()}
+    heads = getattr(module, "roi_heads", None)
+    behind_rois = {id(x) for part in ("box_head", "box_predictor") for x in getattr(heads, part, nn.Module()).modules()}
     photo = photos[0]
     shows_something = False
 
@@ -92,7 +90,7 @@ def watch(
         for hook in hooks:
             hook.remove()
     if not shows_something:
-        raise ExportError(f"{len(photos)} images of one colour each: give photos of what the detector is to see")
+        raise ExportError(f"{len(photos)} images of one colour each: give photos of what the net is to see")
 
 
 def as_rows(layer: nn.Module, values: Tensor) -> Tensor:

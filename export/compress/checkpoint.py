@@ -14,6 +14,7 @@ from regionrt.train.models.svd_pairs import SPATIAL, SVD, splittable
 from ..errors import ExportError
 from .calibration import Photo, calibration_and_held_out
 from .data_aware import RIDGE, DataAwareSVD, moments_of
+from .factors import Halves
 from .layers import largest_rank
 from .output_error import output_errors
 from .ranks import Energy, Rank, Ratio
@@ -27,7 +28,7 @@ from .splitting import (
     replace_layers_,
     split_layers,
 )
-from .truncated_svd import Halves, TruncatedSVD
+from .truncated_svd import TruncatedSVD
 
 Progress = Callable[[str, float], None]
 
@@ -101,29 +102,36 @@ def compress_checkpoint(
 
 def _ranks(module: nn.Module, options: CompressOptions) -> dict[str, Rank]:
     """Full layer name → rank or rule, in the module's order where a rule is for all of them."""
-
-    def fits(layer: nn.Module) -> bool:
-        return splittable(layer, SVD) or (options.spatial and splittable(layer, SPATIAL))
-
     rule = options.rule()
-    if rule is None:
-        ranks: dict[str, Rank] = {}
-        for wanted, rank in options.ranks.items():
-            name = layer_named(module, wanted, fits)
-            if name in ranks:
-                raise ExportError(f"--rank names the layer {name} twice: give one rank")
-            ranks[name] = rank
-        return ranks
-    if options.layers:
-        return dict.fromkeys(layers_named(module, options.layers, fits), rule)
-    every = {
-        name: rule
+    if rule is not None:
+        return dict.fromkeys(chosen_layers(module, options.layers, options.spatial), rule)
+    ranks: dict[str, Rank] = {}
+    for wanted, rank in options.ranks.items():
+        name = layer_named(module, wanted, _fits(options.spatial))
+        if name in ranks:
+            raise ExportError(f"--rank names the layer {name} twice: give one rank")
+        ranks[name] = rank
+    return ranks
+
+
+def chosen_layers(module: nn.Module, wanted: Sequence[str] = (), spatial: bool = False) -> list[str]:
+    """Full names of the layers called `wanted`, patterns too; of none: the fully connected ones, with `spatial` also
+    k×k convolutions. ExportError names the nearest where one matches nothing, and where none is left to split."""
+    fits = _fits(spatial)
+    if wanted:
+        return layers_named(module, wanted, fits)
+    every = [
+        name
         for name, layer in layers_to_split(module, fits).items()
         if isinstance(layer, nn.Linear) or splittable(layer, SPATIAL)
-    }
+    ]
     if not every:
         raise ExportError("the model has no fully connected layer left to split: name others with --layers")
     return every
+
+
+def _fits(spatial: bool) -> Callable[[nn.Module], bool]:
+    return lambda layer: splittable(layer, SVD) or (spatial and splittable(layer, SPATIAL))
 
 
 def _plain(layer: nn.Module, rank: Rank, options: CompressOptions) -> Method:

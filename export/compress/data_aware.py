@@ -18,9 +18,9 @@ from regionrt.train.models.svd_pairs import SVD, SvdPair, splittable
 
 from ..errors import ExportError
 from .calibration import Photo, as_rows, watch
-from .layers import matrix_of, pair_of_factors
-from .ranks import Rank, rank_for
-from .truncated_svd import Halves, share_kept, spectrum
+from .factors import Factors, Halves, spectrum
+from .layers import matrix_of
+from .ranks import Rank
 
 RIDGE = 1e-3
 
@@ -100,24 +100,28 @@ class DataAwareSVD:
 
     def split(self, layer: nn.Module) -> Halves:
         """ExportError for a layer that has seen no data, or data that does not vary, or fewer rows than the rank."""
-        found = self.moments.get(layer)
-        if found is None or not found.rows:
-            raise ExportError("it computed nothing on the calibration images: give images with objects")
-        if not found.input_variance or not found.covariance.trace():
-            raise ExportError("it computes the same on all calibration images: give images that differ")
-        matrix = matrix_of(layer, self.kind)
-        shrinkage = self.ridge * found.input_variance
-        energies, vectors = spectrum(found.covariance + shrinkage * (matrix @ matrix.T).to(found.covariance))
-        rank = rank_for(self.rank, layer, self.kind, energies, self.multiple)
-        if found.rows <= rank:
-            raise ExportError(f"{found.rows} samples of its outputs are too few for rank {rank}: give more images")
-        left = vectors[:, :rank].to(matrix)
-        # y' = U·Uᵀ·(W·x) + b' with b' such that the mean of y' is the mean of y.
-        mean = found.mean.to(matrix)
-        bias = layer.bias.detach().double() if layer.bias is not None else torch.zeros_like(mean)
-        corrected = mean - left @ (left.T @ (mean - bias))
-        pair, split = pair_of_factors(layer, self.kind, left, left.T @ matrix, corrected)
-        return Halves(pair, split, share_kept(energies, rank))
+        factors = factors_of_moments(layer, self.moments.get(layer), self.ridge)
+        return factors.halves(rank_within(factors, self.rank, self.multiple))
+
+
+def factors_of_moments(layer: nn.Module, found: OutputMoments | None, ridge: float = RIDGE) -> Factors:
+    """Directions with which pairs are nearest to the layer's outputs. ExportError for no data, or data of one value."""
+    if found is None or not found.rows:
+        raise ExportError("it computed nothing on the calibration images: give images with objects")
+    if not found.input_variance or not found.covariance.trace():
+        raise ExportError("it computes the same on all calibration images: give images that differ")
+    matrix = matrix_of(layer, SVD)
+    shrinkage = ridge * found.input_variance
+    energies, vectors = spectrum(found.covariance + shrinkage * (matrix @ matrix.T).to(found.covariance))
+    return Factors(layer, SVD, matrix, energies, vectors, found.mean, found.rows)
+
+
+def rank_within(factors: Factors, rule: Rank, multiple: int) -> int:
+    """The rank, if there are samples enough for it; ExportError otherwise."""
+    rank = factors.rank(rule, multiple)
+    if factors.rows is not None and factors.rows <= rank:
+        raise ExportError(f"{factors.rows} samples of its outputs are too few for rank {rank}: give more images")
+    return rank
 
 
 def moments_of(

@@ -9,8 +9,9 @@ from torch import nn
 from regionrt.train.models.svd_pairs import SPATIAL, SvdPair, describe, splittable
 
 from ..errors import ExportError
+from .factors import Halves
 from .ranks import Rank
-from .truncated_svd import Halves, nearest_pair
+from .truncated_svd import nearest_pair
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ from torch import nn
 from regionrt.train.models.svd_pairs import SPATIAL, SvdPair, describe, matrix_size, splittable
 
 from ..errors import ExportError
+from .factors import Halves
 from .layers import weights_of_pair
 from .ranks import NothingGainedError
-from .truncated_svd import Halves
 
 _NEAREST = 5  # names listed where one matches nothing
 

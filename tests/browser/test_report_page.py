@@ -85,3 +85,23 @@ def test_the_page_renders(page, tmp_path, width, dark):
     assert seen["small"] >= 11  # px: legible
     ink, paper = (sum(map(int, re.findall(r"\d+", seen[name])[:3])) / 3 for name in ("ink", "page"))
     assert (ink > 200 and paper < 50) if dark else (ink < 50 and paper > 240)
+
+
+def test_the_page_of_a_search_renders(tmp_path):
+    """On a phone, in the dark: what is hardest to fit."""
+    from test_search_report import example_search
+
+    from regionrt.bench.search.report import write_report
+
+    text = write_report(example_search(), tmp_path)[2].read_text(encoding="utf-8")
+    probed = tmp_path / "probed.html"
+    probed.write_text(text.replace("</body>", PROBE), encoding="utf-8")
+    for width in (360, 1280):
+        seen, log = browse(probed, tmp_path, width, dark=width < 500)
+        assert "CONSOLE" not in log
+        assert seen["fetched"] == 0
+        assert len(seen["svg"]) == 1
+        assert len(seen["tables"]) == 3
+        assert all(rows > 1 for rows in seen["tables"])
+        assert seen["needed"] <= seen["width"] == width
+        assert seen["small"] >= 11

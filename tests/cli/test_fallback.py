@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from regionrt.bench.report import BenchOptions
+from regionrt.bench.search.fallback import UnreachableError, keep_until_it_holds
 from regionrt.cli.deploy import DeployOptions, deploy
-from regionrt.cli.fallback import UnreachableError, keep_until_it_holds
 from regionrt.export import ExportOptions
 from regionrt.export.compress.calibration import Photo
 from regionrt.runtime.bundle import Manifest

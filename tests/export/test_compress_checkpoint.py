@@ -7,7 +7,8 @@ import torch
 
 from regionrt.export import ExportError
 from regionrt.export.compress import TruncatedSVD
-from regionrt.export.compress.calibration import Photo
+from regionrt.export.compress.any_rank import AnyRank
+from regionrt.export.compress.calibration import Photo, calibration_and_held_out
 from regionrt.export.compress.checkpoint import CompressOptions, compress_checkpoint
 from regionrt.train.checkpoint import (
     Checkpoint,
@@ -147,3 +148,25 @@ def test_training_goes_on_from_a_compressed_checkpoint(whole, photos, tmp_path):
     again = TrainOptions(epochs=1, **quick, resume=True)
     train("faster_rcnn", DATA, tmp_path / "again", again, report=rows.append)
     assert not [row for row in rows if "epoch" in row], "a finished run that goes on has nothing left to do"
+
+
+def test_any_rank_gives_the_same_checkpoint_again_and_again(whole, photos):
+    """What a search splits is what `compress` would split, at whatever rank it asks for first."""
+    calibration, _ = calibration_and_held_out(photos)
+    pairs = AnyRank(whole, [FC6, FC7], calibration)
+    assert (pairs.largest(FC6), pairs.describe(FC6)) == (45, "784→48")
+    pairs.at({FC6: 30})
+    for ranks in ({FC6: 12, FC7: 8}, {FC7: 20}):
+        wanted, _ = compress_checkpoint(whole, CompressOptions(ranks), photos)
+        found = pairs.at(ranks)
+        assert found.config == wanted.config
+        assert found.state_dict.keys() == wanted.state_dict.keys()
+        for key, value in wanted.state_dict.items():
+            torch.testing.assert_close(found.state_dict[key], value, atol=1e-6, rtol=1e-5)
+        module_from_checkpoint(found)
+    assert pairs.at({}).config == dict(whole.config)
+    plain, _ = compress_checkpoint(whole, CompressOptions({FC6: 12}))
+    assert torch.equal(AnyRank(whole, [FC6]).at({FC6: 12}).state_dict[f"{FC6}.0.weight"],
+                       plain.state_dict[f"{FC6}.0.weight"])  # fmt: skip
+    with pytest.raises(ExportError, match=r"layer roi_heads\.box_head\.fc6: \d+ samples of its outputs|give 1\.\.45"):
+        pairs.at({FC6: 46})

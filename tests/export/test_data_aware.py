@@ -11,7 +11,8 @@ from torch import nn
 from regionrt.export import ExportError
 from regionrt.export.compress import DataAwareSVD, Energy, TruncatedSVD
 from regionrt.export.compress.calibration import Photo, as_rows, calibration_and_held_out, spread, watch
-from regionrt.export.compress.data_aware import OutputMoments, moments_of
+from regionrt.export.compress.data_aware import OutputMoments, factors_of_moments, moments_of
+from regionrt.export.compress.factors import factors_of_weights
 from regionrt.export.compress.output_error import output_errors
 from regionrt.train.models.region import canvas_of, eager
 
@@ -218,3 +219,23 @@ def test_every_fifth_photo_is_held_out():
     assert len(calibration) == 10
     assert spread(range(100), 4) == [0, 25, 50, 75]
     assert spread(range(3), 10) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("layer", [nn.Linear(24, 16), nn.Linear(16, 24, bias=False), nn.Conv2d(24, 16, 1)], ids=str)
+def test_at_full_rank_nothing_is_lost(layer):
+    """Also of the ranks that would add weights, which no option gives: the factors themselves are whole."""
+    x = correlated(200, 16 if layer.weight.shape[1] == 16 else 24)
+    if isinstance(layer, nn.Conv2d):
+        x = x.reshape(2, 10, 10, 24).movedim(-1, 1)
+    full = min(layer.weight.shape[:2])
+    for factors in (factors_of_weights(layer, "svd"), factors_of_moments(layer, moments(layer, x)[layer])):
+        rank = full if factors.rows is None else layer.weight.shape[0]
+        torch.testing.assert_close(factors.halves(rank).pair(x), layer(x), atol=1e-5, rtol=1e-5)
+
+
+def test_the_error_falls_with_the_rank():
+    layer, x = nn.Linear(64, 48), correlated(400, 64, falls=0.95)
+    factors = factors_of_moments(layer, moments(layer, x)[layer])
+    errors = [error(layer, factors.halves(rank).pair, x) for rank in (1, 4, 9, 16, 27, 40)]
+    assert errors == sorted(errors, reverse=True)
+    assert errors[-1] < 0.1 * errors[0]

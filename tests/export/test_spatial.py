@@ -9,6 +9,7 @@ from torch import nn
 
 from regionrt.export import ExportError
 from regionrt.export.compress import Ratio, SpatialSVD
+from regionrt.export.compress.factors import factors_of_weights
 
 
 @pytest.fixture(autouse=True)
@@ -78,3 +79,13 @@ def test_multiplications_count_where_the_first_half_works_on_all_columns():
 def test_layers_of_other_types_are_refused(layer):
     with pytest.raises(ExportError, match="k×k convolutions with zero padding and one group"):
         SpatialSVD(2)(layer)
+
+
+def test_at_full_rank_nothing_is_lost():
+    torch.manual_seed(0)
+    layer = nn.Conv2d(6, 10, 3, stride=2, padding=1)
+    x = torch.randn(2, 6, 15, 17)
+    full = min(10 * 3, 6 * 3)
+    torch.testing.assert_close(
+        factors_of_weights(layer, "spatial").halves(full).pair(x), layer(x), atol=1e-5, rtol=1e-5
+    )

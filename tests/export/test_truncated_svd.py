@@ -9,9 +9,9 @@ from torch import nn
 
 from regionrt.export import ExportError
 from regionrt.export.compress import Energy, Ratio, SpatialSVD, TruncatedSVD, compress_
+from regionrt.export.compress.factors import spectrum
 from regionrt.export.compress.layers import matrix_of
 from regionrt.export.compress.splitting import layer_named, layers_named
-from regionrt.export.compress.truncated_svd import spectrum
 from regionrt.train.models.svd_pairs import SvdPair
 
 

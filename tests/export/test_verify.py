@@ -130,3 +130,9 @@ def test_sets_without_boxes():
     for a, b in ((empty, full), (full, empty), (empty, empty)):
         rows, columns = match_scored(a, b, min_iou=0.5, max_score_error=1)
         assert len(rows) == len(columns) == 0
+
+
+def test_every_precision_has_a_tolerance_for_label_maps_too():
+    from regionrt.export.verdict import PIXELS, TOLERANCES
+
+    assert set(PIXELS) == set(TOLERANCES)
