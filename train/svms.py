@@ -26,13 +26,13 @@ from .models.proposal_net import ProposalNet, proposals_of
 NEGATIVE_IOU = 0.3
 NEAR_IOU = 0.6  # of a proposal that a regressor learns from
 RIDGE = 1000.0
-COST = 1e-3
-_NORM = 20.0  # that features are scaled to, on average: COST is meant for it
+COST = 10.0  # of all examples of a class together: the paper's 10⁻³ each, where ten thousand make up a set
+_NORM = 20.0  # that features are scaled to, on average: COST is meant for that
 _POSITIVE_WEIGHT = 2.0
 _BIAS_SCALE = 10.0
 _ROUNDS = 2  # of hard negatives, each over all images
 _NEVER = -1e3  # a bias
-_SLOPES = np.geomspace(0.5, 8, 9)  # of margins as logits
+_SLOPES = np.geomspace(0.5, 32, 13)  # of margins as logits
 Progress = Callable[[int, int], None]
 
 
@@ -96,7 +96,7 @@ def svms_into(path: Path, data: Any, seed: int, progress: Progress) -> ProposalN
 def _svms(
     images: Sequence[_Regions], classes: int, rng: np.random.Generator, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Weights [K+1, features] and biases [K+1] of one SVM for each class, zero of the background."""
+    """Weights [K+1, features] and biases [K+1] of one SVM (squared hinge) for each class, zero of the background."""
     from sklearn.svm import LinearSVC
 
     scale = _NORM / max(float(np.mean([np.linalg.norm(row) for image in images for row in image.fc7])), 1e-9)
@@ -112,11 +112,12 @@ def _svms(
         hard = np.zeros(len(pool), bool)
         hard[rng.permutation(len(pool))[: max(len(pool) // 4, 1)]] = True
         for _ in range(1 + _ROUNDS):
+            examples = len(positive) + int(hard.sum())
             svm = LinearSVC(
-                C=COST, loss="hinge", intercept_scaling=_BIAS_SCALE, class_weight={1: _POSITIVE_WEIGHT, 0: 1.0},
-                random_state=seed, max_iter=10_000,
+                C=COST / examples, dual=False, intercept_scaling=_BIAS_SCALE,
+                class_weight={1: _POSITIVE_WEIGHT, 0: 1.0}, random_state=seed, max_iter=10_000,
             )  # fmt: skip
-            svm.fit(np.concatenate([positive, pool[hard]]), np.arange(len(positive) + hard.sum()) < len(positive))
+            svm.fit(np.concatenate([positive, pool[hard]]), np.arange(examples) < len(positive))
             wrong = svm.decision_function(pool) > -1
             if not (wrong & ~hard).any():
                 break

@@ -1,0 +1,134 @@
+"""SVMs and ridge regressors as the last layers: against scikit-learn, on what they must separate, after training."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from tiny_proposal_nets import LABELS, TINY, boxes_in, instead_of_searching, tiny
+
+from regionrt.runtime.selective_search import SelectiveSearch
+from regionrt.train.checkpoint import module_from_checkpoint, read_checkpoint
+from regionrt.train.data import open_data
+from regionrt.train.models import ModelError
+from regionrt.train.options import TrainOptions
+from regionrt.train.svms import RIDGE, _Regions, _regions_of, _regressors, _slope, _svms, fit_svms
+from regionrt.train.torch_runner import torch_predictor
+from regionrt.train.trainer import train
+
+DATA = "shapes:train=10,val=3,test=3,size=64x96"
+
+
+@pytest.fixture(autouse=True)
+def _no_search(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    instead_of_searching(monkeypatch)
+
+
+def regions(seed: int, labels=(1, 2)) -> _Regions:
+    """An image of two objects and 40 proposals; classes and background are clusters in 8 dimensions, 4 apart."""
+    rng = np.random.default_rng(seed)
+    labels = np.array(labels, np.int64)
+    centres = 4 * np.eye(8)[:3]
+    near = rng.integers(0, len(labels), 10) if len(labels) else np.zeros(0, np.int64)
+    of_row = np.concatenate([labels, labels[near], np.zeros(30, np.int64)])
+    overlap = np.zeros((len(of_row), len(labels)))
+    overlap[np.arange(len(labels)), np.arange(len(labels))] = 1
+    overlap[len(labels) + np.arange(len(near)), near] = 0.7
+    fc7 = (centres[of_row] + rng.normal(0, 0.5, (len(of_row), 8))).astype(np.float32)
+    pooled = rng.normal(0, 1, (len(near), 5))
+    truth = np.arange(20).reshape(5, 4) / 10
+    targets = pooled @ truth * labels[near][:, None] + 0.5 if len(near) else np.zeros((0, 4))
+    return _Regions(fc7, overlap, labels, pooled, labels[near], targets)
+
+
+def test_svms_separate_what_can_be_separated():
+    images = [regions(seed) for seed in range(12)]
+    weights, biases = _svms(images, 3, np.random.default_rng(0), 0)
+    assert np.abs(weights[0]).max() == biases[0] == 0
+    for image in map(regions, range(50, 60)):
+        margins = image.fc7 @ weights.T + biases
+        for row, label in enumerate(image.labels):
+            assert margins[row, label] > 0 > margins[row, 3 - label]
+        assert (margins[-30:, 1:] < 0).all()
+    assert _slope(images, weights, biases) > 1  # separated, so the surest slope is among the largest
+
+
+def test_a_class_without_positives_warns_and_is_never_found():
+    images = [regions(seed, labels=(1, 1)) for seed in range(4)]
+    with pytest.warns(UserWarning, match="no object of class 2"):
+        weights, biases = _svms(images, 3, np.random.default_rng(0), 0)
+    logits = images[0].fc7 @ weights.T + biases
+    assert torch.from_numpy(logits).softmax(1)[:, 2].max() < 1e-6
+
+
+def test_regressors_are_ridge_regressions_of_each_class():
+    images = [regions(seed) for seed in range(100)]
+    weights, biases = _regressors(images, 4)
+    for label in (1, 2):
+        x = np.concatenate([i.near_pooled[i.near_label == label] for i in images])
+        y = np.concatenate([i.near_target[i.near_label == label] for i in images])
+        centred = x - x.mean(0)
+        wanted = np.linalg.solve(centred.T @ centred + RIDGE * np.eye(5), centred.T @ (y - y.mean(0))).T
+        np.testing.assert_allclose(weights[4 * label : 4 * label + 4], wanted, rtol=1e-6, atol=1e-9)
+        np.testing.assert_allclose(biases[4 * label : 4 * label + 4], y.mean(0) - wanted @ x.mean(0), rtol=1e-6)
+    assert not weights[:4].any()  # the background
+    assert not weights[12:].any()  # a class that nothing was near
+
+
+@pytest.mark.parametrize("name", ["sppnet", "rcnn"])
+def test_features_are_those_that_the_layers_will_read(name):
+    module = tiny(name, crop=64, context=4) if name == "rcnn" else tiny(name)
+    sample = open_data(DATA, "train")[0]
+    found = _regions_of(module, sample, 20, np.random.default_rng(0))
+    seen = []
+    module.head.cls_score.register_forward_hook(lambda layer, inputs, output: seen.append(inputs[0]))
+    with torch_predictor(module, LABELS) as predict:
+        predict(sample.image(), sample.boxes)
+    np.testing.assert_allclose(found.fc7[: len(sample.boxes)], seen[-1].numpy(), atol=1e-4)
+
+
+def test_data_without_objects_is_refused():
+    class Empty:
+        def __len__(self):
+            return 1
+
+        def __getitem__(self, index):
+            sample = open_data(DATA, "train")[0]
+            sample.ignore[:] = True
+            return sample
+
+    with pytest.raises(ModelError, match="the training split has none"):
+        fit_svms(tiny("sppnet"), Empty())
+
+
+def test_training_ends_with_svms_in_the_place_of_the_softmax(tmp_path, monkeypatch):
+    data = open_data(DATA, "train")
+    known = {image.tobytes(): boxes for image, boxes in ((data[i].image(), data[i].boxes) for i in range(len(data)))}
+
+    def search(self, image):
+        """The objects, moved a little, among boxes anywhere."""
+        own = known.get(image.tobytes(), np.zeros((0, 4), np.float32))
+        return np.concatenate([own + 2, own - 2, boxes_in(image, 30)]).clip(0, [96, 64] * 2).astype(np.float32)
+
+    monkeypatch.setattr(SelectiveSearch, "__call__", search)
+    config = {**TINY, "representation": 64, "channels": 16, "dropout": 0.0, "proposals": 60, "rois_per_image": 24}
+    options = TrainOptions(epochs=4, batch=2, lr=0.002, optimizer="adamw", evaluate_every=4)
+    notes = []
+    best = train("sppnet", DATA, tmp_path / "run", options, config=config,
+                 report=lambda row: notes.append(row["note"]) if "note" in row else None)  # fmt: skip
+    assert any("SVMs and ridge regressors" in note for note in notes)
+    ours, softmax = read_checkpoint(best), read_checkpoint(tmp_path / "run" / "last.pt")
+    changed = {k for k, v in ours.state_dict.items() if not torch.equal(v, softmax.state_dict[k])}
+    assert changed == {f"head.{layer}.{what}" for layer in ("cls_score", "bbox_pred") for what in ("weight", "bias")}
+    module = module_from_checkpoint(ours)
+    assert not module.head.cls_score.weight[0].any()
+    rng = np.random.default_rng(options.seed)  # the same once more, from the features, which are as they were
+    images = [_regions_of(module, data[index], 200, rng) for index in range(len(data))]
+    weights, biases = _svms(images, module.num_classes, rng, options.seed)
+    slope = _slope(images, weights, biases)
+    np.testing.assert_allclose(module.head.cls_score.weight.detach(), weights * slope, rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(module.head.cls_score.bias.detach(), biases * slope, rtol=1e-3, atol=1e-5)
+    regressors, _ = _regressors(images, module.num_classes)
+    assert regressors.any()
+    np.testing.assert_allclose(module.head.bbox_pred.weight.detach(), regressors, rtol=1e-3, atol=1e-5)
