@@ -134,7 +134,7 @@ def test_compress_searches_ranks_and_the_checkpoint_is_whole(net: Path, tmp_path
     none = str(tmp_path / "none.pt")
     for wrong, code, message in (
         (["--max-drop", "1"], 2, "--max-drop needs --data"),
-        (["--max-drop", "1", "--data", DATA, "--rank", "score=3"], 2, "one of --rank, --energy, --ratio and"),
+        (["--max-drop", "1", "--data", DATA, "--rank", "score=3"], 2, "by one of --rank, --energy, --ratio"),
         (["--max-drop", "1", "--data", DATA, "--backend", "tensorrt"], 1, "expected onnxruntime or openvino"),
         (["--max-drop", "1", "--data", DATA, "--layers", "scor"], 1, "nearest are score"),
     ):
