@@ -210,13 +210,15 @@ def verify(
     as_json: arguments.AsJson = False,
 ) -> int:
     """PyTorch against the bundle, stage by stage and end to end, on real images; exit code 1 where they differ."""
+    from regionrt.bench.wording import words_of
     from regionrt.export.verify import verify as run
     from regionrt.train.checkpoint import module_from_checkpoint
     from regionrt.train.models import MODELS
     from regionrt.train.tasks import TASKS
 
     source = checkpoint_from(checkpoint, model, labels)
-    chosen = TASKS[MODELS[source.model].task].open_data(data, split, source.labels, names_from(classes))
+    task = TASKS[MODELS[source.model].task]
+    chosen = task.open_data(data, split, source.labels, names_from(classes))
     samples = [chosen[i] for i in range(min(images, len(chosen)))]
     sizes = [int(n) for n in names_from(batch) or () if n.isdigit() and int(n) > 0]
     if not sizes:
@@ -233,11 +235,11 @@ def verify(
         console.print_json([verdict.to_json() for verdict in verdicts])
     else:
         for verdict in verdicts:
-            _print_verdict(verdict)
+            _print_verdict(verdict, words_of(task.name).agreed)
     return 0 if all(verdict.passed for verdict in verdicts) else 1
 
 
-def _print_verdict(verdict: Any) -> None:
+def _print_verdict(verdict: Any, compared: str) -> None:
     rows = [
         [c.stage, c.value, f"{c.error:.1e}", f"{c.limit:.0e}", "ok" if c.passed else "DIFFERS", c.image]
         for c in verdict.checks
@@ -245,7 +247,7 @@ def _print_verdict(verdict: Any) -> None:
     for a in verdict.agreements:
         verdict_of = "ok" if a.share >= verdict.tolerance.matched else "DIFFERS"
         matched = f"{a.matched} of {max(a.eager, a.artefact)}"
-        rows.append([f"end to end, batch {a.batch}", "detections", matched, "", verdict_of, a.worst_image])
+        rows.append([f"end to end, batch {a.batch}", compared, matched, "", verdict_of, a.worst_image])
     columns = ["stage", "value", "error / matched", "limit", "", "worst image"]
     console.table(f"{verdict.artefact}, {verdict.images} images", columns, rows)
     if verdict.first_difference:
