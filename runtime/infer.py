@@ -26,6 +26,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO
 
 from .errors import ImageError, RegionRTError
+from .semantic import SemanticMap
 
 if TYPE_CHECKING:
     from .writing import CocoWriter, ImageWriter, JsonWriter, PaletteWriter
@@ -131,6 +132,7 @@ def _run(options: argparse.Namespace) -> int:
     writer = _writer(options, output_names(paths))
     progress = _Progress(len(paths), sys.stderr)
     started, objects, done = time.perf_counter(), 0, 0
+    what = "objects"
     with load(options.bundle, options.backend, options.score, options.threads, provider=options.provider) as predict:
         about = predict.about
         on = f", provider {about['provider']}" if options.provider else ""
@@ -139,12 +141,13 @@ def _run(options: argparse.Namespace) -> int:
         )
         for name, image, found in predict.stream_images(paths, report):
             objects += writer.write(name, image, found)
+            what = "classes" if isinstance(found, SemanticMap) else what
             done += 1
             progress.show(done, len(failed))
     writer.finish()
     where = f", in {options.out}" if options.out else ""
     failures = f", {len(failed)} failed" if failed else ""
-    _say(f"{done} photos, {objects} objects, {time.perf_counter() - started:.1f} s{failures}{where}")
+    _say(f"{done} photos, {objects} {what}, {time.perf_counter() - started:.1f} s{failures}{where}")
     return EXIT_FAILED if failed else EXIT_DONE
 
 
