@@ -39,6 +39,7 @@ def split(model: ir.Model) -> list[Unit]:
         (ops if ours else stages)[before].append(node)
         for value in node.outputs:
             depth[value] = before + ours
+    _constants_to_readers(stages)
     _sink_glue(stages)
     units: list[Unit] = []
     counts: dict[str, int] = defaultdict(int)
@@ -51,6 +52,22 @@ def split(model: ir.Model) -> list[Unit]:
             units.append(_unit(model, f"{op}_{counts[op]}", op, [node]))
             counts[op] += 1
     return units
+
+
+def _constants_to_readers(stages: dict[int, list[ir.Node]]) -> None:
+    """Move nodes that read nothing but initialisers (weights that are dequantised) to the first stage that reads them.
+
+    They have no depth of their own: in the first stage they would be handed from there to where they belong.
+    """
+    level_of = {node: level for level, nodes in stages.items() for node in nodes}
+    first: list[ir.Node] = []
+    for node in reversed(stages.pop(0, [])):
+        readers = [level_of.get(use.node, 0) for value in node.outputs for use in value.uses()]
+        level = min(readers, default=0) if all(value.is_initializer() for value in _read(node)) else 0
+        level_of[node] = level
+        (stages[level] if level else first).insert(0, node)
+    if first:
+        stages[0] = first
 
 
 def _sink_glue(stages: dict[int, list[ir.Node]]) -> None:

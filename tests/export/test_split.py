@@ -11,7 +11,9 @@ import pytest
 from tiny_detectors import photos
 
 from regionrt.export.passes.fp16 import fp16
+from regionrt.export.passes.int8 import U8S8, int8
 from regionrt.export.passes.lower import lower
+from regionrt.export.passes.qdq import Range
 from regionrt.export.passes.split import Unit, split
 from regionrt.plugins.ops import DOMAIN
 
@@ -121,3 +123,11 @@ def test_a_model_without_our_ops_is_one_dense_unit():
     graph = ir.Graph([x], node.outputs, nodes=[node], opset_imports={"": 20}, name="g")
     (unit,) = split(ir.Model(graph, ir_version=10))
     assert (unit.name, unit.op, unit.inputs, unit.outputs) == ("dense_0", None, ("x",), ("y",))
+
+
+def test_weights_that_are_dequantised_stay_with_the_layers_that_read_them(fixed):
+    values = {str(v.name) for node in fixed.abstract.graph for v in (*node.inputs, *node.outputs) if v is not None}
+    model, layers = int8(fixed.abstract, dict.fromkeys(values, Range(-1.0, 1.0)), U8S8, ())
+    assert len(layers) > 3
+    handed_on = {name for unit in split(lower(model, "native")) for name in unit.inputs}
+    assert not {name for name in handed_on if name.endswith(".dequantized")}
