@@ -121,6 +121,17 @@ def test_resume_after_a_kill_loses_nothing(tmp_path):
     assert os.stat(cut / "last.ckpt").st_mtime_ns == stamp
 
 
+@pytest.fixture
+def usual_handlers():
+    """Those of a program that was started by hand: a process that tests are distributed to ignores Ctrl-C."""
+    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    before = {number: signal.signal(number, handler) for number, handler in usual.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("usual_handlers")
 @pytest.mark.parametrize(("number", "stop"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])
 def test_signals_stop_as_usual_and_the_run_goes_on(number, stop, tmp_path):
     """Ctrl-C stays what it is and works afterwards; SIGTERM is no success; the finished epoch is kept."""
