@@ -3,6 +3,7 @@
 import math
 from collections import OrderedDict
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -63,22 +64,8 @@ class ExportableDetector(nn.Module):
 
         pooled = self.box_pool.apply(features, rois, counts)  # [N, P, C, h, w]
         logits, deltas = heads.box_predictor(heads.box_head(pooled.flatten(0, 1)))
-        rows = rois.shape[1]
-        number, boxes, scores, labels, _, overflow = detections(
-            logits.unflatten(0, (-1, rows)).float(),
-            deltas.unflatten(0, (-1, rows)).float(),
-            rois,
-            counts,
-            image_sizes,
-            heads.score_thresh,
-            heads.nms_thresh,
-            heads.detections_per_img,
-            self.candidates,
-            MIN_DETECTION_PX,
-            list(heads.box_coder.weights),
-            deltas.shape[1] == 4 and logits.shape[1] > 1,
-        )
-        outputs = (number, boxes, scores, labels, overflow)
+        outputs = detected(heads, logits, deltas, rois, counts, image_sizes, self.candidates)
+        number, boxes, _, labels, _ = outputs
         if self.mask_pool is None:
             return outputs
         pooled = self.mask_pool.apply(features, boxes, number)
@@ -122,6 +109,32 @@ class ExportableDetector(nn.Module):
             shifts = torch.stack([x, y, x, y], dim=-1).reshape(-1, 1, 4)
             anchors.append((shifts + cell.float()[None]).reshape(-1, 4))
         return anchors
+
+
+def detected(
+    heads: Any, logits: Tensor, deltas: Tensor, rois: Tensor, counts: Tensor, image_sizes: Tensor, candidates: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """A detector's outputs without masks, of logits [N·P, K+1] and deltas [N·P, 4(K+1)] of `rois` [N, P, 4].
+
+    heads: has the thresholds and the box coder, under torchvision's names. One box for all classes where the deltas
+    are [N·P, 4].
+    """
+    rows = rois.shape[1]
+    number, boxes, scores, labels, _, overflow = detections(
+        logits.unflatten(0, (-1, rows)).float(),
+        deltas.unflatten(0, (-1, rows)).float(),
+        rois,
+        counts,
+        image_sizes,
+        heads.score_thresh,
+        heads.nms_thresh,
+        heads.detections_per_img,
+        candidates,
+        MIN_DETECTION_PX,
+        list(heads.box_coder.weights),
+        deltas.shape[1] == 4 and logits.shape[1] > 1,
+    )
+    return number, boxes, scores, labels, overflow
 
 
 class _PoolSettings:

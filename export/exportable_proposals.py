@@ -3,12 +3,11 @@
 import torch
 from torch import Tensor, nn
 
-from regionrt.plugins.detections.torch_op import detections
 from regionrt.runtime.inputs import INPUTS, PROPOSAL_INPUTS
 from regionrt.train.models.dense import normalised
 from regionrt.train.models.proposal_net import ProposalNet
 
-from .exportable import MIN_DETECTION_PX, OUTPUTS
+from .exportable import OUTPUTS, detected
 
 
 class ExportableProposalNet(nn.Module):
@@ -36,19 +35,4 @@ class ExportableProposalNet(nn.Module):
         feature = module.features(normalised(module, images, image_sizes))
         pooled = module.pool(feature, proposals, proposal_counts)  # [N, P, …]
         logits, deltas = module.classify(pooled.flatten(0, 1))
-        rows = proposals.shape[1]
-        number, boxes, scores, labels, _, overflow = detections(
-            logits.unflatten(0, (-1, rows)).float(),
-            deltas.unflatten(0, (-1, rows)).float(),
-            proposals,
-            proposal_counts,
-            image_sizes,
-            heads.score_thresh,
-            heads.nms_thresh,
-            heads.detections_per_img,
-            self.candidates,
-            MIN_DETECTION_PX,
-            list(heads.box_coder.weights),
-            False,
-        )
-        return number, boxes, scores, labels, overflow
+        return detected(heads, logits, deltas, proposals, proposal_counts, image_sizes, self.candidates)

@@ -185,8 +185,7 @@ class Predictor:
 
     def _through(self, pairs: Sequence[tuple[Any, Boxes | None]]) -> list[Detections]:
         images, proposals = zip(*pairs, strict=True)
-        given = None if all(boxes is None for boxes in proposals) else proposals
-        prepared = self.prepare(images) if given is None else self.prepare(images, given)
+        prepared = self.prepare(images, None if all(boxes is None for boxes in proposals) else proposals)
         return self.finish(prepared, self.execute(prepared))
 
     def prepare(self, images: Sequence[Any], proposals: Sequence[Boxes | None] | None = None) -> Prepared:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from .data.errors import DataError
+from .data.proposals import kept_for
 from .models import BACKGROUND
 
 
@@ -14,8 +15,9 @@ def answers(
 ) -> Iterator[tuple[Any, Any]]:
     """(sample, what the net found in it), in the order of the data, in batches of the net's own size.
 
-    max_images: only the first ones. progress: called with (images done, images in all), first with 0. Raises DataError
-    where net and data have different labels; ValueError for a `max_images` below 1.
+    max_images: only the first ones. progress: called with (images done, images in all), first with 0. Nets that take
+    proposals are given those that are kept in the user's cache, or that are searched for now. Raises DataError where
+    net and data have different labels; ValueError for a `max_images` below 1.
     """
     if tuple(predict.labels) != tuple(data.labels):
         raise DataError(
@@ -29,7 +31,8 @@ def answers(
     tell(0, total)
     for start in range(0, total, predict.max_batch):
         samples = [data[index] for index in range(start, min(start + predict.max_batch, total))]
-        yield from zip(samples, predict.batch([sample.image() for sample in samples]), strict=True)
+        images = [sample.image() for sample in samples]
+        yield from zip(samples, predict.batch(images, *kept_for(predict, images)), strict=True)
         tell(start + len(samples), total)
 
 

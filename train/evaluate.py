@@ -12,9 +12,9 @@ import numpy as np
 
 from regionrt.runtime.results import Detections
 
+from .answers import answers
 from .coco_metrics import Matches, Truth, truth_of
 from .data.errors import DataError
-from .data.proposals import kept_for
 from .data.sample import DetectionData
 from .voc_metrics import voc_class_ap
 
@@ -77,33 +77,17 @@ def evaluate(
 
     predict: a Predictor, of a checkpoint or a bundle; the data must have its labels (`open_data(…, predict.labels)`).
     max_images: only the first ones. progress: called with (images done, images in all), first with 0.
-    Nets that take proposals are given those that are kept in the user's cache, or that are searched for now.
+    Nets that take proposals are given them as `answers` does.
     Images are decoded as the runtime does it. COCO figures count at most 100 detections per image.
     Raises DataError (labels, data), ImageError, BackendError.
     """
-    if tuple(predict.labels) != tuple(data.labels):
-        raise DataError(
-            f"the detector has the classes {', '.join(predict.labels[1:])}, the data {', '.join(data.labels[1:])}: "
-            "open the data with the detector's labels"
-        )
-    if max_images is not None and max_images < 1:
-        raise ValueError(f"max_images: expected at least 1, found {max_images}")
-    total = len(data) if max_images is None else min(max_images, len(data))
-    if progress is not None:
-        progress(0, total)
     truths: list[Truth] = []
     predictions: list[dict[str, Any]] = []
     with_masks = data.has_masks
-    for start in range(0, total, predict.max_batch):
-        samples = [data[index] for index in range(start, min(start + predict.max_batch, total))]
-        images = [sample.image() for sample in samples]
-        founds = predict.batch(images, *kept_for(predict, images))
-        for sample, found in zip(samples, founds, strict=True):
-            truths.append(truth_of(sample))
-            predictions += found.to_coco(sample.image_id)
-            with_masks = with_masks and found.roi_masks is not None
-        if progress is not None:
-            progress(len(truths), total)
+    for sample, found in answers(predict, data, max_images=max_images, progress=progress):
+        truths.append(truth_of(sample))
+        predictions += found.to_coco(sample.image_id)
+        with_masks = with_masks and found.roi_masks is not None
     return measure(truths, predictions, data, with_masks)
 
 

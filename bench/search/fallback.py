@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,8 @@ from regionrt.runtime import load
 from regionrt.train.checkpoint import Checkpoint
 from regionrt.train.tasks import Task
 from regionrt.train.torch_runner import torch_predictor
+
+from .drop import contract_metrics, points_lost
 
 Progress = Callable[[str, float], None]
 
@@ -58,7 +59,7 @@ def keep_until_it_holds(
     steps: list[Step] = []
     with tempfile.TemporaryDirectory() as scratch:
         with torch_predictor(reference, size=options.size) as predict:
-            wanted = _metrics(task, task.evaluate(predict, data).metrics)
+            wanted = contract_metrics(task, task.evaluate(predict, data).metrics)
         bundle = Path(scratch) / "bundle"
         kept: tuple[str, ...] = options.keep
         while True:
@@ -70,8 +71,8 @@ def keep_until_it_holds(
                     raise
                 raise UnreachableError(_unreachable(steps, max_drop), steps) from error
             with load(bundle) as predict:
-                found = _metrics(task, task.evaluate(predict, data).metrics)
-            steps.append(Step(kept, max(100 * (wanted[name] - found[name]) for name in wanted)))
+                found = contract_metrics(task, task.evaluate(predict, data).metrics)
+            steps.append(Step(kept, points_lost(wanted, found)))
             progress(str(steps[-1]), len(steps) / (len(steps) + 3))
             if steps[-1].drop <= max_drop:
                 return tried, prepared, steps
@@ -81,10 +82,6 @@ def keep_until_it_holds(
             if len(left) < 2:
                 raise UnreachableError(_unreachable(steps, max_drop), steps)
             kept = (*kept, left[0])
-
-
-def _metrics(task: Task, found: Mapping[str, float]) -> dict[str, float]:
-    return {name: found[name] for name in task.contract if name in found and not math.isnan(found[name])}
 
 
 def _unreachable(steps: Sequence[Step], max_drop: float) -> str:

@@ -11,7 +11,10 @@ from .reference import MOST_CELLS, check, exact_in_float32
 
 
 def differentiable(feature: Tensor, rois: Tensor, counts: Tensor, spatial_scale: float, bins: Sequence[int]) -> Tensor:
-    """What the op computes, with gradients of the feature: for training."""
+    """[N, P, C · Σb²] from `feature` [N, C, H, W], `rois` float32 [N, P, 4] and `counts` int32 [N].
+
+    With gradients of the feature, for training. See reference.py for what is computed, and for the order of the values.
+    """
     check(feature.shape[2:], bins)
     out = feature.new_zeros((*rois.shape[:2], feature.shape[1] * sum(b * b for b in bins)))
     top, bottom = _window(rois[..., 1], rois[..., 3], spatial_scale, feature.shape[2])
@@ -35,13 +38,8 @@ def differentiable(feature: Tensor, rois: Tensor, counts: Tensor, spatial_scale:
     return out
 
 
-@torch.library.custom_op("regionrt::pyramid_pool", mutates_args=())
-def pyramid_pool(feature: Tensor, rois: Tensor, counts: Tensor, spatial_scale: float, bins: Sequence[int]) -> Tensor:
-    """[N, P, C · Σb²] from `feature` [N, C, H, W], `rois` float32 [N, P, 4] and `counts` int32 [N].
-
-    See reference.py for what is computed, and for the order of the values.
-    """
-    return differentiable(feature, rois, counts, spatial_scale, bins)
+pyramid_pool = torch.library.custom_op("regionrt::pyramid_pool", differentiable, mutates_args=())
+"""The same as one node of a graph, without gradients."""
 
 
 def _window(low: Tensor, high: Tensor, spatial_scale: float, side: int) -> tuple[Tensor, Tensor]:

@@ -22,7 +22,11 @@ def differentiable(
     canonical_scale: float,
     canonical_level: int,
 ) -> Tensor:
-    """What the op computes, with gradients of the features: for training."""
+    """[N, P, C, h, w] from `features` (levels [N, C, Hl, Wl]), `rois` float32 [N, P, 4] and `counts` int32 [N].
+
+    With gradients of the features, for training. Only the average: torchvision has no maximum. See reference.py for
+    what is computed.
+    """
     if mode != "avg":
         raise ValueError(f"regionrt::roi_align runs mode 'avg' in PyTorch, not {mode!r}: use an exported form for it")
     images, most = rois.shape[:2]
@@ -41,28 +45,8 @@ def differentiable(
     return out
 
 
-@torch.library.custom_op("regionrt::roi_align", mutates_args=())
-def roi_align(
-    features: Sequence[Tensor],
-    rois: Tensor,
-    counts: Tensor,
-    spatial_scales: Sequence[float],
-    output_height: int,
-    output_width: int,
-    sampling_ratio: int,
-    aligned: bool,
-    mode: str,
-    canonical_scale: float,
-    canonical_level: int,
-) -> Tensor:
-    """[N, P, C, h, w] from `features` (levels [N, C, Hl, Wl]), `rois` float32 [N, P, 4] and `counts` int32 [N].
-
-    Only the average: torchvision has no maximum. See reference.py for what is computed.
-    """
-    return differentiable(
-        features, rois, counts, spatial_scales, output_height, output_width, sampling_ratio, aligned, mode,
-        canonical_scale, canonical_level,
-    )  # fmt: skip
+roi_align = torch.library.custom_op("regionrt::roi_align", differentiable, mutates_args=())
+"""The same as one node of a graph, without gradients."""
 
 
 @roi_align.register_fake

@@ -10,7 +10,10 @@ from .reference import MOST_CELLS
 def differentiable(
     feature: Tensor, rois: Tensor, counts: Tensor, spatial_scale: float, output_height: int, output_width: int
 ) -> Tensor:
-    """What the op computes, with gradients of the feature: for training."""
+    """[N, P, C, h, w] from `feature` [N, C, H, W], `rois` float32 [N, P, 4] and `counts` int32 [N].
+
+    With gradients of the feature, for training. See reference.py for what is computed.
+    """
     if max(feature.shape[2:]) > MOST_CELLS:
         raise ValueError(f"expected a map of at most {MOST_CELLS} cells a side, got {list(feature.shape[2:])}")
     images, most = rois.shape[:2]
@@ -26,15 +29,8 @@ def differentiable(
     return out
 
 
-@torch.library.custom_op("regionrt::roi_pool", mutates_args=())
-def roi_pool(
-    feature: Tensor, rois: Tensor, counts: Tensor, spatial_scale: float, output_height: int, output_width: int
-) -> Tensor:
-    """[N, P, C, h, w] from `feature` [N, C, H, W], `rois` float32 [N, P, 4] and `counts` int32 [N].
-
-    See reference.py for what is computed.
-    """
-    return differentiable(feature, rois, counts, spatial_scale, output_height, output_width)
+roi_pool = torch.library.custom_op("regionrt::roi_pool", differentiable, mutates_args=())
+"""The same as one node of a graph, without gradients."""
 
 
 @roi_pool.register_fake

@@ -138,7 +138,7 @@ def test_a_predictor_of_the_runtime(data):
 
 
 def test_labels_must_agree(data):
-    with pytest.raises(DataError, match="the detector has the classes dog, cat, the data cat, dog: open the data"):
+    with pytest.raises(DataError, match="the net has the classes dog, cat, the data cat, dog: open the data"):
         evaluate(Oracle(data, labels=("__background__", "dog", "cat")), data)
 
 
