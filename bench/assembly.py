@@ -155,7 +155,7 @@ def _noise(timed: Timed) -> list[str]:
     if not noisy:
         return []
     return [
-        f"{NOT_QUIET} while latency was measured ({noisy} of {len(timed.latencies)} candidates): neither ratios nor "
-        "p90 and p99 are to be trusted. All ran in turn, but threads that spin while they wait for each other, as "
-        "PyTorch's do, lose far more to other load than an engine's. Measure again when nothing else runs."
+        f"{NOT_QUIET} while latency was measured ({noisy} of {len(timed.latencies)} candidates): read ratios "
+        "with care, p90 and p99 more so. All ran in turn, but threads that spin while they wait for each other, as "
+        "PyTorch's do, lose far more to heavy load than an engine's. Measure again when nothing else runs."
     ]

@@ -57,7 +57,7 @@ def lead(report: Report) -> str:
             )
         text += "."
     if any(note.startswith(NOT_QUIET) for note in report.notes):
-        text += f" {NOT_QUIET}: these times and their ratio are not to be trusted."
+        text += f" {NOT_QUIET}: read these times and their ratio with care."
     if row.accuracy is None:
         return f"{text} {report.accuracy_note}"
     metric = main_metric(report)
