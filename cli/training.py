@@ -11,7 +11,7 @@ import typer
 from . import console
 from .app import verb
 from .arguments import AsJson, Classes, Data, Labels, Model, Size, checkpoint_from
-from .values import names_from, size_from
+from .values import names_from, size_from, sizes_from
 
 
 @verb()
@@ -39,6 +39,9 @@ def train(
         str | None, typer.Option(help="squeezenet1_1, mobilenet_v2, vgg16, alexnet, mobilenet_v3_large, resnet18 or 50")
     ] = None,
     size: Size = None,
+    sizes: Annotated[
+        str | None, typer.Option(metavar="HxW,…", help="multi-size training: canvases that epochs take in turn")
+    ] = None,
     epochs: int = 20,
     batch: Annotated[int, typer.Option(help="images per step and process")] = 4,
     lr: Annotated[float, typer.Option(help="highest learning rate of the schedule")] = 0.01,
@@ -90,8 +93,8 @@ def train(
         epochs=epochs, batch=batch, lr=lr,
         optimizer=optimizer, backbone_lr=backbone_lr, schedule=schedule, warmup=warmup, balance=balance,
         weight_decay=weight_decay, init=init, start=start, freeze=names_from(freeze) or (), resume=resume,
-        size=size_from(size), precision=precision, early_stop=early_stop, evaluate_every=evaluate_every,
-        scale=scales, colour=colour, flip=flip, workers=workers,
+        size=size_from(size), sizes=sizes_from(sizes), precision=precision, early_stop=early_stop,
+        evaluate_every=evaluate_every, scale=scales, colour=colour, flip=flip, workers=workers,
         devices=int(devices) if devices.isdigit() else devices, strategy=strategy, accelerator=accelerator, seed=seed,
         progress=sys.stderr.isatty(),
     )  # fmt: skip

@@ -148,7 +148,9 @@ def _name_stages(model: ir.Model, pooled_levels: Sequence[Sequence[int]]) -> Non
         if node.domain != DOMAIN:
             continue
         if node.op_type in POOLINGS:
-            *levels, _, _ = node.inputs
+            *levels, rois, _ = node.inputs
+            if not rois.is_graph_input() and rois.producer().domain != DOMAIN:
+                rois.name = "rois"
             for level, value in zip(pooled_levels[poolings], levels, strict=True):
                 value.name = f"features.{level}"
             node.outputs[0].name = "roi_features" if poolings == 0 else "mask_roi_features"

@@ -29,12 +29,14 @@ class Augmentation:
 
     flip: "none", "horizontal", or "both" (vertical as well, for things without an up). scale: range of the zoom;
     below 1 the photo gets smaller on its canvas, above 1 a random part of it fills the canvas. colour: contrast and
-    brightness change by up to this share.
+    brightness change by up to this share. sizes: (height, width) of canvases that epochs are trained on in turn
+    (multi-size training, He et al., arXiv:1406.4729, section 2.3); (): the net's own, always.
     """
 
     flip: str = "horizontal"
     scale: tuple[float, float] = (1.0, 1.0)
     colour: float = 0.0
+    sizes: tuple[tuple[int, int], ...] = ()
 
     def __post_init__(self) -> None:
         if self.flip not in ("none", "horizontal", "both"):
@@ -43,6 +45,14 @@ class Augmentation:
             raise ValueError(f"scale {self.scale}: give the smallest and the largest zoom, between 0.1 and 10")
         if not 0 <= self.colour <= 1:
             raise ValueError(f"colour {self.colour}: give a share between 0 and 1")
+
+    def canvas_in(self, epoch: int, canvas: Canvas) -> Canvas:
+        """Of an epoch: the net's own, or one of `sizes` in turn, onto which photos are resized in proportion."""
+        if not self.sizes:
+            return canvas
+        height, width = self.sizes[epoch % len(self.sizes)]
+        ratio = min(height / canvas.height, width / canvas.width)
+        return replace(_resizing(canvas, ratio), height=height, width=width)
 
 
 class TrainingCanvases(Dataset):
@@ -96,7 +106,7 @@ class TrainingCanvases(Dataset):
             image, boxes, masks, kept = _cropped(image, boxes, masks, zoom, rng)
             labels = labels[kept]
         image = recoloured(image, self.augmentation.colour, rng)
-        canvas = smaller(self.canvas, zoom)
+        canvas = smaller(self.augmentation.canvas_in(epoch, self.canvas), zoom)
         images, sizes, (placement,) = canvas.place([image])
         boxes = placement.boxes_to_canvas(boxes)
         big = (boxes[:, 2:] - boxes[:, :2] > _MIN_SIDE_PX).all(axis=1)
@@ -200,9 +210,11 @@ def recoloured(image: np.ndarray, share: float, rng: np.random.Generator) -> np.
 
 def smaller(canvas: Canvas, zoom: float) -> Canvas:
     """The same canvas with a rule that leaves photos smaller by `zoom` < 1."""
-    if zoom >= 1:
-        return canvas
-    least, most = (max(round(side * zoom), 1) for side in (canvas.min_size, canvas.max_size))
+    return canvas if zoom >= 1 else _resizing(canvas, zoom)
+
+
+def _resizing(canvas: Canvas, ratio: float) -> Canvas:
+    least, most = (max(round(side * ratio), 1) for side in (canvas.min_size, canvas.max_size))
     return replace(canvas, min_size=least, max_size=most)
 
 

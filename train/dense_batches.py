@@ -49,7 +49,8 @@ class SemanticCanvases(Dataset):
             rows, columns = window_of(image.shape[:2], zoom, rng)
             image, labels = np.ascontiguousarray(image[rows, columns]), labels[rows, columns]
         image = recoloured(image, self.augmentation.colour, rng)
-        images, sizes, (placement,) = enlarging(smaller(self.canvas, zoom), zoom).place([image])
+        canvas = self.augmentation.canvas_in(epoch, self.canvas)
+        images, sizes, (placement,) = enlarging(smaller(canvas, zoom), zoom).place([image])
         on_canvas = placement.map_to_canvas(labels, images.shape[1:3], VOID)
         return torch.from_numpy(images[0]), torch.from_numpy(sizes[0]), torch.from_numpy(on_canvas)
 

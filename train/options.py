@@ -39,6 +39,7 @@ class TrainOptions:
     balance: bool = False  # segmentation: weigh classes by median frequency
     resume: bool = False
     size: tuple[int, int] | None = None  # canvas; None: the model's
+    sizes: tuple[tuple[int, int], ...] = ()  # canvases that epochs are trained on in turn; (): `size` alone
     flip: str = "horizontal"
     scale: tuple[float, float] = (1.0, 1.0)
     colour: float = 0.0
@@ -84,7 +85,7 @@ class TrainOptions:
             raise TrainError(str(error)) from error
 
     def augmentation(self) -> Augmentation:
-        return Augmentation(self.flip, self.scale, self.colour)
+        return Augmentation(self.flip, self.scale, self.colour, self.sizes)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, as they stand in a run folder's `run.json`."""

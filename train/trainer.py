@@ -90,6 +90,8 @@ def train(
 
     torch.manual_seed(options.seed)
     module = build_model(model, full, labels)
+    for size in options.sizes:
+        task.canvas_of(module, size)  # ModelError before the first epoch, not in the second
     if options.init is not None:
         backbone = full.get("backbone") or BACKBONE_OF.get(model) or getattr(module, "classifier", None)
         for note in init_backbone(module, backbone, options.init):

@@ -25,6 +25,7 @@ NETS = {
     "fast_rcnn": {},
     "sppnet": {"pyramid": [3, 2, 1]},
     "rcnn": {"crop": 64, "context": 4, "proposals": 12, "channels": 16},
+    "sppnet at scales": {"pyramid": [3, 2, 1], "scales": [1.0, 2.0, 3.5]},
 }
 
 
@@ -44,8 +45,8 @@ def _no_search(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module", params=NETS)
 def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Made:
-    module = tiny(request.param, **NETS[request.param])
-    bundle = tmp_path_factory.mktemp(request.param) / "bundle"
+    module = tiny(request.param.split()[0], **NETS[request.param])
+    bundle = tmp_path_factory.mktemp("net") / "bundle"
     return Made(module, export_bundle(module, bundle, ExportOptions(), labels=LABELS))
 
 
@@ -61,7 +62,7 @@ def test_every_form_equals_eager(made: Made) -> None:
     assert {verdict.form for verdict in verdicts} == {"staged", "native", "portable"}
     for verdict in verdicts:
         assert verdict.first_difference is None
-        assert {"features.0", "roi_features", "class_logits", "box_deltas", "boxes"} >= {
+        assert {"features.0", "rois", "roi_features", "class_logits", "box_deltas", "boxes"} >= {
             c.value for c in verdict.checks
         }
         assert {"roi_features", "class_logits", "boxes"} <= {c.value for c in verdict.checks}

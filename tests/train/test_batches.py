@@ -115,6 +115,18 @@ def test_items_depend_on_seed_epoch_and_index_alone():
     assert not any(torch.equal(again[2, 4][0], other) for other in different)
 
 
+def test_epochs_take_canvases_in_turn_and_boxes_stay_on_their_objects():
+    items = TrainingCanvases(TwoRectangles(), CANVAS, Augmentation("none", sizes=((96, 128), (48, 64))), 0)
+    for epoch, ratio in enumerate((1.0, 0.5, 1.0)):
+        image, size, target = items[epoch, 0]
+        assert image.shape == (96 * ratio, 128 * ratio, 3)
+        assert abs(size[0] - 91 * ratio) <= 1  # 150 × 210 px, the width fills the canvas
+        for box, colour in zip(target["boxes"], (RED, BLUE), strict=True):
+            rows, columns = torch.where(coloured(image, colour))
+            drawn = torch.tensor([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]).float()
+            assert (drawn - box).abs().max() <= 1.5
+
+
 def test_image_without_objects():
     class Empty(TwoRectangles):
         def __getitem__(self, index):

@@ -135,7 +135,7 @@ def test_the_canvas_is_fixed() -> None:
     module = localiser()
     assert (canvas_of(module).height, canvas_of(module, (64, 96)).width) == (64, 96)
     for size, dynamic in (((96, 96), False), (None, True)):
-        with pytest.raises(ModelError, match="fully connected layers for 64x96 px"):
+        with pytest.raises(ModelError, match="made for 64x96 px"):
             canvas_of(module, size, dynamic)
     with pytest.raises(ModelError, match='give "smooth_l1" or "l2"'):
         localiser(box_loss="l3")

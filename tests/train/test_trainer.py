@@ -280,6 +280,7 @@ def test_run_folders_that_are_taken(tmp_path):
         ("faster_rcnn", {}, {"freeze": ("neck",)}, "'neck' names no layer"),
         ("faster_rcnn", {}, {"init": "nothing.pth"}, "no such file"),
         ("faster_rcnn", {}, {"train_split": "trian"}, "trian"),
+        ("faster_rcnn", {}, {"sizes": ((64, 64), (70, 64))}, "size 70x64 .* 64x64 or 80x64"),
     ],
 )
 def test_refused_before_anything_is_written(model, config, options, message, tmp_path):

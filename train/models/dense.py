@@ -50,7 +50,7 @@ def canvas_of(module: nn.Module, size: Sequence[int] | None = None, dynamic: boo
     own = size is None
     if getattr(module, "fixed", False) and (dynamic or (not own and tuple(size or ()) != tuple(config.size))):
         raise ModelError(
-            f"this net has fully connected layers for {config.size[0]}x{config.size[1]} px and no other size"
+            f"this net was made for {config.size[0]}x{config.size[1]} px and takes no other size: train it for that one"
         )
     height, width = check_size(config.size if size is None else size, module.stride)
     if min(height, width) < module.least_px:

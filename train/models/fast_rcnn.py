@@ -13,6 +13,7 @@ from regionrt.plugins.roi_pool import torch_op as roi_pool
 
 from .errors import ModelError
 from .proposal_net import FullyConnected, ProposalConfig, ProposalNet, one_map
+from .scales import Sheet
 
 _SAMPLES = 2  # of RoIAlign, per bin and axis
 _CANONICAL = (224.0, 4)  # which level a region is pooled from: there is but one
@@ -41,11 +42,16 @@ class FastRcnn(ProposalNet):
         inputs = int(backbone.out_channels) * config.bins**2  # type: ignore[arg-type]
         super().__init__(config, labels, stride, FullyConnected(inputs, config, len(labels)))
         self.backbone = backbone
+        self.sheet = Sheet(config.scales, config.size, stride)
+        self.fixed = not self.sheet.alone
 
     def features(self, x: Tensor) -> Tensor:
-        return self.backbone(x)  # [N, C, H/stride, W/stride]
+        return self.sheet.maps(self.backbone, x)  # [N, C, H/stride, W/stride] at one scale
 
-    def pool(self, feature: Tensor, rois: Tensor, counts: Tensor) -> Tensor:
+    def placed(self, rois: Tensor) -> Tensor:
+        return self.sheet.place(rois)
+
+    def cut(self, feature: Tensor, rois: Tensor, counts: Tensor) -> Tensor:
         scale, bins = 1 / self.stride, self.config.bins
         if self.config.pool == "max":
             pool = roi_pool.differentiable if torch.is_grad_enabled() else roi_pool.roi_pool

@@ -33,6 +33,7 @@ normalised (arXiv:1504.08083, section 2.3): the figures that Fast R-CNN's succes
 @dataclass(frozen=True)
 class ProposalConfig(CanvasConfig):
     """Options of all three. proposals: most of a photo. search: fields of `SelectiveSearch` that are to be other ones.
+    scales: at which maps are computed, of those that pool from maps; factors of the canvas, see `scales.Sheet`.
 
     representation: width of fc6 and fc7. score, nms, detections: of the final boxes. Training: rois_per_image are
     sampled, the part `foreground` of them among those with IoU ≥ foreground_iou with an object, the others among those
@@ -50,6 +51,7 @@ class ProposalConfig(CanvasConfig):
     dropout: float = 0.5
     proposals: int = 2000
     search: Mapping[str, Any] = field(default_factory=dict)
+    scales: tuple[float, ...] = (1.0,)
     score: float = 0.05
     nms: float = 0.3
     detections: int = 100
@@ -112,9 +114,17 @@ class ProposalNet(nn.Module):
         """What regions are pooled from."""
         raise NotImplementedError
 
-    def pool(self, feature: Tensor, rois: Tensor, counts: Tensor) -> Tensor:
-        """[N, P, …], differentiable where gradients are asked for; zero behind the counts."""
+    def placed(self, rois: Tensor) -> Tensor:
+        """Boxes [N, P, 4] in canvas px -> where `features` has them, in cells times the stride."""
+        return rois
+
+    def cut(self, feature: Tensor, rois: Tensor, counts: Tensor) -> Tensor:
+        """[N, P, …] of boxes that are `placed`; see `pool`."""
         raise NotImplementedError
+
+    def pool(self, feature: Tensor, rois: Tensor, counts: Tensor) -> Tensor:
+        """[N, P, …] of boxes in canvas px, differentiable where gradients are asked for; zero behind the counts."""
+        return self.cut(feature, self.placed(rois), counts)
 
     def cells(self, rows: Tensor) -> Tensor:
         """Pooled regions [R, …] -> what the fully connected layers read of them."""
@@ -201,7 +211,7 @@ def eager(
 
     images uint8 [N, H, W, 3], image_sizes int [N, 2], proposals float32 [N, P, 4] in canvas px, proposal_counts int
     [N]; the module in eval mode. Names and shapes are those of `region.eager`, of one map: `features.0` (of R-CNN the
-    normalised image), `roi_features`, `class_logits`, `box_deltas`, the detections and `roi_index`.
+    normalised image), `rois` (as `placed`), `roi_features`, `class_logits`, `box_deltas`, the detections, `roi_index`.
     """
     if module.training:
         raise ValueError("eager needs module.eval()")
@@ -225,7 +235,7 @@ def eager(
     if not stages:
         del values["roi_index"]
         return values
-    maps = {"features.0": feature, "roi_features": torch.cat(pooled, 1)}
+    maps = {"features.0": feature, "rois": module.placed(rois), "roi_features": torch.cat(pooled, 1)}
     return values | maps | {"class_logits": logits, "box_deltas": deltas}
 
 

@@ -42,6 +42,8 @@ class Rcnn(ProposalNet):
     rows_at_once = 64
 
     def __init__(self, config: RcnnConfig, labels: Sequence[str]) -> None:
+        if config.scales != (1.0,):
+            raise ModelError(f"scales {list(config.scales)}: R-CNN cuts regions from the photo, which has one scale")
         backbone, stride = one_map(config)
         last_pooling = nn.MaxPool2d(3, 2)  # AlexNet's own, which its backbone for detection leaves out
         with torch.no_grad():
@@ -56,7 +58,7 @@ class Rcnn(ProposalNet):
     def features(self, x: Tensor) -> Tensor:
         return x
 
-    def pool(self, feature: Tensor, rois: Tensor, counts: Tensor) -> Tensor:
+    def cut(self, feature: Tensor, rois: Tensor, counts: Tensor) -> Tensor:
         crop = self.config.crop
         return warp(
             feature, rois, counts, crop, crop, self.config.context

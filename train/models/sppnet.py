@@ -13,6 +13,7 @@ from regionrt.plugins.pyramid_pool.reference import check
 
 from .errors import ModelError
 from .proposal_net import FullyConnected, ProposalConfig, ProposalNet, one_map
+from .scales import Sheet
 
 
 @dataclass(frozen=True)
@@ -40,11 +41,16 @@ class Sppnet(ProposalNet):
         inputs = int(backbone.out_channels) * sum(bins**2 for bins in config.pyramid)  # type: ignore[arg-type]
         super().__init__(config, labels, stride, FullyConnected(inputs, config, len(labels)))
         self.backbone = backbone
+        self.sheet = Sheet(config.scales, config.size, stride)
+        self.fixed = not self.sheet.alone
 
     def features(self, x: Tensor) -> Tensor:
-        return self.backbone(x)  # [N, C, H/stride, W/stride]
+        return self.sheet.maps(self.backbone, x)  # [N, C, H/stride, W/stride] at one scale
 
-    def pool(self, feature: Tensor, rois: Tensor, counts: Tensor) -> Tensor:
+    def placed(self, rois: Tensor) -> Tensor:
+        return self.sheet.place(rois)
+
+    def cut(self, feature: Tensor, rois: Tensor, counts: Tensor) -> Tensor:
         pool = pyramid_pool.differentiable if torch.is_grad_enabled() else pyramid_pool.pyramid_pool
         return pool(feature, rois, counts, 1 / self.stride, list(self.config.pyramid))  # [N, P, C · Σb²]
 
