@@ -56,20 +56,21 @@ def fit_svms(
     data: Any,
     *,
     seed: int = 0,
-    negatives: int = 200,
+    regions: int = 200,
     progress: Progress = lambda done, total: None,
 ) -> None:
     """Replace `cls_score` and `bbox_pred` of a module in eval mode by what SVMs and ridge regression find on `data`.
 
-    Class k's SVM: its objects against proposals with IoU < 0.3 with all of them, `negatives` at random of each image:
-    a quarter first, then those that it gets wrong, twice. Its regressor: proposals with IoU ≥ 0.6 with one of its
-    objects. The margins become logits beside a background of 0, all times the slope that fits the data best. A class
-    without positives warns and is never found; ModelError where no class has any.
+    Of each image `regions` proposals with IoU ≥ 0.6 with an object are drawn, and as many others. Class k's SVM: its
+    objects against those drawn whose IoU with all of them is below 0.3: a quarter first, then what it gets wrong,
+    twice. Its regressor: those drawn that are near one of its objects. The margins become logits beside a background
+    of 0, all times the slope that fits the data best. A class without positives warns and is never found; ModelError
+    where no class has any.
     """
     rng = np.random.default_rng(seed)
     images: list[_Regions] = []
     for index in range(len(data)):
-        images.append(_regions_of(module, data[index], negatives, rng))
+        images.append(_regions_of(module, data[index], regions, rng))
         progress(index + 1, len(data))
     if not sum(len(image.labels) for image in images):
         raise ModelError("SVMs need objects: the training split has none")
@@ -144,7 +145,7 @@ def _regressors(images: Sequence[_Regions], classes: int) -> tuple[np.ndarray, n
 
 
 @torch.no_grad()
-def _regions_of(module: ProposalNet, sample: Any, negatives: int, rng: np.random.Generator) -> _Regions:
+def _regions_of(module: ProposalNet, sample: Any, most: int, rng: np.random.Generator) -> _Regions:
     """Objects first, then proposals: those near an object, and some of the others."""
     image = sample.image()
     canvases, sizes, (placement,) = canvas_of(module).place([image])
@@ -152,9 +153,10 @@ def _regions_of(module: ProposalNet, sample: Any, negatives: int, rng: np.random
     found = KeptProposals(proposals_of(module).search)(image)[: module.slots]
     objects, others = (torch.from_numpy(placement.boxes_to_canvas(b)) for b in (sample.boxes[wanted], found))
     overlap = box_iou(others, objects).max(1).values if len(objects) else others.new_zeros(len(others))
-    near = torch.where(overlap >= NEAR_IOU)[0]
-    far = torch.where(overlap < NEAR_IOU)[0]
-    far = far[torch.from_numpy(rng.permutation(len(far))[:negatives])]
+    near, far = (
+        places[torch.from_numpy(rng.permutation(len(places))[:most])]
+        for places in (torch.where(overlap >= NEAR_IOU)[0], torch.where(overlap < NEAR_IOU)[0])
+    )
     boxes = torch.cat([objects, others[near], others[far]])
     x = normalised(module, torch.from_numpy(canvases), torch.from_numpy(sizes))
     fc7, pooled = _features(module, module.features(x), boxes)
