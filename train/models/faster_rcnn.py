@@ -8,11 +8,11 @@ from typing import Any
 from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
-from torchvision.ops import MultiScaleRoIAlign
 
 from .backbones import BACKBONES, anchor_sizes, build_backbone
 from .config import RegionConfig
 from .region import check_size
+from .region_pool import region_pool
 
 
 def faster_rcnn(config: RegionConfig, labels: Sequence[str]) -> FasterRCNN:
@@ -29,7 +29,7 @@ def parts(config: RegionConfig, num_classes: int) -> dict[str, Any]:
     check_size(config.size, entry.stride)
     sizes = anchor_sizes(config)
     maps = [str(i) for i in range(max(entry.levels - 1, 1))]  # a pyramid's last level is for the RPN only
-    pool = MultiScaleRoIAlign(maps, output_size=7, sampling_ratio=2, canonical_scale=config.canonical_scale)
+    pool = region_pool(config.pool, maps, 7, canonical_scale=config.canonical_scale)
     return {
         "backbone": backbone,
         "num_classes": None,  # the predictors know
@@ -41,7 +41,7 @@ def parts(config: RegionConfig, num_classes: int) -> dict[str, Any]:
         "rpn_batch_size_per_image": config.anchors_per_image,
         "rpn_pre_nms_top_n_train": config.train_proposals,
         "rpn_post_nms_top_n_train": config.train_proposals,
-        "rpn_pre_nms_top_n_test": config.proposals,
+        "rpn_pre_nms_top_n_test": config.proposal_candidates or config.proposals,
         "rpn_post_nms_top_n_test": config.proposals,
         "rpn_nms_thresh": config.proposal_nms,
         "box_roi_pool": pool,
