@@ -1,7 +1,8 @@
-"""How RoI features are pooled in place of the mean of RoIAlign: its maximum, or RoIPool (arXiv:1703.06870, table 2c)."""
+"""How RoI features are pooled in place of the mean of RoIAlign: its maximum, or RoIPool (Mask R-CNN, table 2c)."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -50,15 +51,16 @@ class RegionPool(MultiScaleRoIAlign):
         """x: maps [N, C, Hl, Wl] by name; boxes: float32 [P_i, 4] of each image (canvas px); image_shapes: (height,
         width) of the images, whose largest height gives the maps' scales, a power of two as torchvision has it."""
         maps = [feature for name, feature in x.items() if name in self.featmap_names]
-        height = max(shape[0] for shape in image_shapes)
-        scales = [2.0 ** round(float(torch.tensor(feature.shape[-2] / height).log2())) for feature in maps]
+        longest = max(shape[0] for shape in image_shapes)
+        scales = [2.0 ** round(math.log2(feature.shape[-2] / longest)) for feature in maps]
+        height, width = self.output_size
         counts = torch.tensor([len(each) for each in boxes], dtype=torch.int32, device=boxes[0].device)
         rois = padded(boxes, int(counts.max()))  # [N, P, 4]
         if self.kind == "max":
-            pooled = roi_pool.differentiable(maps[0], rois, counts, scales[0], *self.output_size)
+            pooled = roi_pool.differentiable(maps[0], rois, counts, scales[0], height, width)
         else:
             pooled = roi_align.differentiable(
-                maps, rois, counts, scales, *self.output_size, self.sampling_ratio, False, "max",
+                maps, rois, counts, scales, height, width, self.sampling_ratio, False, "max",
                 float(self.canonical_scale), self.canonical_level,
             )  # fmt: skip
         return pooled[torch.arange(rois.shape[1], device=rois.device) < counts[:, None]]
