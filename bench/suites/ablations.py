@@ -33,7 +33,7 @@ from regionrt.train.trainer import train
 MODEL = "mask_rcnn"
 BASE = "align"
 METRICS = ("mask_AP", "AP")
-DATA = "shapes:train=400,val=80,test=200,size=128x128,turn=30,most=4"
+DATA = "shapes:train=800,val=80,test=300,size=128x128,turn=30,most=4"
 SMALL: Mapping[str, Any] = {
     "backbone": "squeezenet1_1", "size": [128, 128], "channels": 64, "representation": 256, "mask_layers": [64, 64],
     "anchor_sizes": [16, 32, 64], "rois_per_image": 32, "train_proposals": 300, "proposals": 100,
@@ -71,7 +71,7 @@ class AblationOptions:
     data: str = DATA
     weights: Path | None = None
     config: tuple[tuple[str, Any], ...] = ()
-    epochs: int = 10
+    epochs: int = 5
     batch: int = 4
     lr: float = 0.01
     seeds: tuple[int, ...] = (0,)

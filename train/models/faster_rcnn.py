@@ -14,6 +14,22 @@ from .config import RegionConfig
 from .region import check_size
 from .region_pool import region_pool
 
+ORIGINAL = RegionConfig(
+    backbone="vgg16",
+    size=(608, 1008),  # multiples of the stride that hold what is resized to 600 px, and to 1000 at most
+    min_size=600,
+    max_size=1000,
+    anchor_sizes=(128, 256, 512),
+    pool="max",
+    representation=4096,
+    rois_per_image=64,
+    nms=0.3,
+    proposals=300,
+    proposal_candidates=3840,
+)
+"""The net of the paper (sections 3.1, 3.3 and 4): one map of VGG16, 9 anchors, RoIPool, two layers of 4096, 300
+proposals. RoIs and NMS are Fast R-CNN's. Its code lets 6000 anchors enter the proposals' NMS; TensorRT sorts 3840."""
+
 
 def faster_rcnn(config: RegionConfig, labels: Sequence[str]) -> FasterRCNN:
     """A torchvision FasterRCNN for `labels` (with `__background__` first), randomly initialised."""
