@@ -33,10 +33,10 @@ from regionrt.train.trainer import train
 MODEL = "mask_rcnn"
 BASE = "align"
 METRICS = ("mask_AP", "AP")
-DATA = "shapes:train=800,val=80,test=300,size=128x128,turn=30,most=4"
+DATA = "shapes:train=600,val=80,test=300,size=128x128,turn=30,most=4"
 SMALL: Mapping[str, Any] = {
-    "backbone": "squeezenet1_1", "size": [128, 128], "channels": 64, "representation": 256, "mask_layers": [64, 64],
-    "anchor_sizes": [16, 32, 64], "rois_per_image": 32, "train_proposals": 300, "proposals": 100,
+    "backbone": "squeezenet1_1", "size": [128, 128], "channels": 48, "representation": 128, "mask_layers": [32, 32],
+    "anchor_sizes": [16, 32, 64], "rois_per_image": 24, "train_proposals": 300, "proposals": 100,
 }  # fmt: skip
 Tell = Callable[[str], None]
 
@@ -55,7 +55,7 @@ VARIANTS: Mapping[str, Variant] = {
     "align_max": Variant("RoIAlign (maximum)", {"pool": "align_max"}, 30.2 - 30.3),
     "max": Variant("RoIPool (maximum)", {"pool": "max"}, 26.9 - 30.3),
     "softmax": Variant("softmax masks", {"mask_loss": "softmax"}, 24.8 - 30.3),
-    "mlp": Variant("MLP as mask head", {"mask_head": "mlp", "mask_layers": [256, 256]}, 31.5 - 33.6),
+    "mlp": Variant("MLP as mask head", {"mask_head": "mlp", "mask_layers": [128, 128]}, 31.5 - 33.6),
 }
 
 

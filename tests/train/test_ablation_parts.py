@@ -1,4 +1,4 @@
-"""RoIPool, RoIAlign's maximum, softmax masks and the MLP mask head in eager nets: against references and torchvision."""
+"""RoIPool, the maximum of RoIAlign, softmax masks and the MLP mask head in eager nets, beside torchvision."""
 
 from __future__ import annotations
 
