@@ -197,7 +197,7 @@ def check_supported(module: nn.Module) -> None:
         if own:
             raise ExportError(
                 f"{name} ({type(part).__name__}) overrides {', '.join(own)}, which the export would ignore: "
-                f"it computes what torchvision's {expected.__name__} does"
+                f"it computes what {expected.__name__} does"
             )
     for name, coder in (("rpn.box_coder", module.rpn.box_coder), ("roi_heads.box_coder", module.roi_heads.box_coder)):
         if coder.bbox_xform_clip != MAX_LOG_RATIO:
