@@ -192,7 +192,7 @@ def _values(found: Sequence[Accuracy], metric: str) -> str:
 
 
 def _command(options: AblationOptions) -> str:
-    """As it can be typed, without folders of this machine."""
+    """As it can be typed, without folders of this machine; `config` is given from Python only."""
     default, parts = AblationOptions(), ["python -m regionrt.bench.suites.ablations"]
     if options.weights:
         parts += ["--weights", options.weights.name]
@@ -203,8 +203,6 @@ def _command(options: AblationOptions) -> str:
             parts += [f"--{name}", str(getattr(options, name))]
     if options.seeds != default.seeds:
         parts += ["--seeds", ",".join(map(str, options.seeds))]
-    for key, value in options.config:
-        parts += ["--set", f"{key}={json.dumps(value)}"]
     return without_folders(shlex.join(parts))
 
 
