@@ -193,7 +193,7 @@ def _values(found: Sequence[Accuracy], metric: str) -> str:
 
 def _command(options: AblationOptions) -> str:
     """As it can be typed, without folders of this machine; `config` is given from Python only."""
-    default, parts = AblationOptions(), ["python -m regionrt.bench.suites.ablations"]
+    default, parts = AblationOptions(), ["python", "-m", "regionrt.bench.suites.ablations"]
     if options.weights:
         parts += ["--weights", options.weights.name]
     if set(options.variants) != set(VARIANTS):
