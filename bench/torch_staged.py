@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.image_list import ImageList
 
+from regionrt.train.models.mask_heads import masks_of
 from regionrt.train.models.region import MAX_CANDIDATES
+from regionrt.train.models.region_pool import RegionPool
 
 from .errors import BenchError
 from .fused_layers import fuse
@@ -55,6 +57,10 @@ class TorchStaged:
         heads = module.roi_heads
         if not isinstance(heads.box_head, TwoMLPHead) or not isinstance(heads.box_predictor, FastRCNNPredictor):
             raise BenchError("expected a box head of two fully connected layers (TwoMLPHead, FastRCNNPredictor)")
+        if isinstance(heads.box_roi_pool, RegionPool):
+            raise BenchError(
+                f"expected RoI features by RoIAlign's mean, found {heads.box_roi_pool}: build it with pool=align"
+            )
         device = next(module.parameters()).device
         made = copy.deepcopy(module)
         if form.layers != "eager":
@@ -150,8 +156,7 @@ class TorchStaged:
         images, rows = self._mask_pooled.shape[:2]
         x = self._mask_pooled.flatten(0, 1).permute(0, 3, 1, 2)  # channels last in memory
         logits = heads.mask_predictor(heads.mask_head(x))  # [N · D, K + 1, M, M]
-        label = self.found.labels.flatten().clamp(min=0).long()
-        masks = logits[torch.arange(len(label), device=label.device), label].float().sigmoid_()
+        masks = masks_of(heads, logits, self.found.labels.flatten().clamp(min=0).long())
         self.masks = masks.reshape(images, rows, *masks.shape[1:])
 
     def _roi_align(self, pool: nn.Module, rois: Tensor, counts: Tensor) -> Tensor:

@@ -41,17 +41,22 @@ def bench(
     device: Annotated[str, typer.Option(help="PyTorch's: cpu or cuda")] = "cpu",
     compile_seconds: Annotated[float, typer.Option(help="most for each torch.compile; 0: do not try")] = 120.0,
     suite: Annotated[
-        str | None, typer.Option(metavar="ops|peers", help="a fixed comparison instead; writes its own table to --out")
+        str | None,
+        typer.Option(metavar="ops|peers|ablations", help="a fixed comparison instead; writes its own table to --out"),
     ] = None,
     weights: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="peers: <builder>.pth of each net; default: calibrated random ones"),
+        typer.Option(
+            metavar="PATH",
+            help="peers: folder with <builder>.pth of each net, default: calibrated random ones; ablations: ImageNet "
+            "weights of the backbone, default: random ones",
+        ),
     ] = None,
     nets: Annotated[
         str | None, typer.Option(metavar="NET,…", help="peers: torchvision builders; default: three")
     ] = None,
     sizes: Annotated[str | None, typer.Option(metavar="HxW,…", help="peers: sizes of the photos; default: two")] = None,
-    rows: Annotated[str | None, typer.Option(metavar="ROW,…", help="peers: only these candidates")] = None,
+    rows: Annotated[str | None, typer.Option(metavar="ROW,…", help="peers, ablations: only these candidates")] = None,
     model: arguments.Model = None,
     labels: arguments.Labels = None,
     as_json: arguments.AsJson = False,
@@ -59,7 +64,8 @@ def bench(
     """Latency and accuracy of bundles beside PyTorch, interleaved in one run; writes one report.
 
     `--suite peers`: whole nets against PyTorch's forms and torchvision's export in other engines. `--suite ops`: single
-    ops. Both take `--seconds` for each comparison; `--data` is a folder of photos there.
+    ops. Both take `--seconds` for each comparison; `--data` is a folder of photos there. `--suite ablations`: trains
+    and judges Mask R-CNN with RoIPool, softmax masks, an MLP as mask head; `--data` has masks there.
     """
     if autotune and suite is not None:
         raise typer.BadParameter("--autotune and --suite are two different runs: give one of them")
@@ -79,7 +85,7 @@ def bench(
             console.print_json(json.loads((out / f"{suite}.json").read_text()))
         return
     if given := [name for name, value in own.items() if value is not None]:
-        raise typer.BadParameter(f"{', '.join(given)}: only with --suite peers")
+        raise typer.BadParameter(f"{', '.join(given)}: only with --suite peers or ablations")
     from regionrt.bench.report import BenchOptions, render
     from regionrt.bench.report import bench as run
 
@@ -205,8 +211,10 @@ def _run_suite(
         table = ops.run_ops(seconds, progress=console.say)
         ops.write(table, out)
         return table.to_markdown()
+    if suite == "ablations":
+        return _run_ablations(out, data, threads, own)
     if suite != "peers":
-        raise typer.BadParameter(f"--suite {suite}: choose ops or peers")
+        raise typer.BadParameter(f"--suite {suite}: choose ops, peers or ablations")
     from regionrt.bench.suites import peers
 
     defaults = peers.PeersOptions()
@@ -225,6 +233,24 @@ def _run_suite(
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
     report = peers.run_peers(options, progress=console.say, keep=lambda done: peers.write(done, out))
+    return report.to_markdown()
+
+
+def _run_ablations(out: Path, data: str | None, threads: int | None, own: Mapping[str, Any]) -> str:
+    if given := [name for name in ("--nets", "--sizes") if own[name] is not None]:
+        raise typer.BadParameter(f"{', '.join(given)}: not with --suite ablations")
+    from regionrt.bench.suites import ablations
+
+    defaults = ablations.AblationOptions()
+    try:
+        options = replace(
+            defaults, rows=names_from(own["--rows"]) or defaults.rows, data=data or defaults.data,
+            weights=own["--weights"], threads=threads,
+        )  # fmt: skip
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    report = ablations.run_ablations(options, out, progress=console.say)
+    ablations.write(report, out)
     return report.to_markdown()
 
 

@@ -20,7 +20,10 @@ from regionrt.plugins.detections.torch_op import detections
 from regionrt.plugins.proposals.torch_op import proposals
 from regionrt.plugins.roi_align.reference import level_thresholds
 from regionrt.plugins.roi_align.torch_op import roi_align
+from regionrt.plugins.roi_pool.torch_op import roi_pool
+from regionrt.train.models.mask_heads import SoftmaxMaskHeads, masks_of
 from regionrt.train.models.region import normalise
+from regionrt.train.models.region_pool import RegionPool
 
 from .errors import ExportError
 
@@ -70,9 +73,8 @@ class ExportableDetector(nn.Module):
             return outputs
         pooled = self.mask_pool.apply(features, boxes, number)
         mask_logits = heads.mask_predictor(heads.mask_head(pooled.flatten(0, 1)))  # [N·D, K+1, M, M]
-        column = labels.clamp(min=0).long().reshape(-1, 1, 1, 1).expand(-1, 1, *mask_logits.shape[2:])
-        masks = mask_logits.gather(1, column)[:, 0].unflatten(0, (-1, labels.shape[1])).float()
-        return (*outputs, torch.where((labels > 0)[..., None, None], masks.sigmoid(), 0.0))
+        masks = masks_of(heads, mask_logits, labels.clamp(min=0).long().flatten()).unflatten(0, (-1, labels.shape[1]))
+        return (*outputs, torch.where((labels > 0)[..., None, None], masks, 0.0))
 
     def _features(self, x: Tensor) -> OrderedDict[str, Tensor]:
         features = self.module.backbone(x)
@@ -138,7 +140,7 @@ def detected(
 
 
 class _PoolSettings:
-    """What a MultiScaleRoIAlign does, as arguments of our op."""
+    """What a MultiScaleRoIAlign or RegionPool does, as arguments of our ops."""
 
     def __init__(self, pool: MultiScaleRoIAlign, features: OrderedDict[str, Tensor], height: int):
         self.names = [name for name in features if name in pool.featmap_names]
@@ -151,6 +153,7 @@ class _PoolSettings:
         # As MultiScaleRoIAlign infers them, but from the canvas and not from the valid part of one batch.
         self.scales = [2.0 ** round(math.log2(features[name].shape[-2] / height)) for name in self.names]
         self.size = pool.output_size
+        self.kind = pool.kind if isinstance(pool, RegionPool) else "align"
         self.sampling_ratio = pool.sampling_ratio
         self.canonical_scale, self.canonical_level = float(pool.canonical_scale), pool.canonical_level
         try:
@@ -159,15 +162,18 @@ class _PoolSettings:
             raise ExportError(f"the RoI pool reads the feature maps {self.names}: {error}") from error
 
     def apply(self, features: OrderedDict[str, Tensor], rois: Tensor, counts: Tensor) -> Tensor:
+        maps = [features[name] for name in self.names]
+        if self.kind == "max":
+            return roi_pool(maps[0], rois, counts, self.scales[0], *self.size)
         return roi_align(
-            [features[name] for name in self.names],
+            maps,
             rois,
             counts,
             self.scales,
             *self.size,
             self.sampling_ratio,
             False,
-            "avg",
+            "max" if self.kind == "align_max" else "avg",
             self.canonical_scale,
             self.canonical_level,
         )
@@ -191,7 +197,7 @@ def check_supported(module: nn.Module) -> None:
         if own:
             raise ExportError(
                 f"{name} ({type(part).__name__}) overrides {', '.join(own)}, which the export would ignore: "
-                f"it computes what torchvision's {expected.__name__} does"
+                f"it computes what {expected.__name__} does"
             )
     for name, coder in (("rpn.box_coder", module.rpn.box_coder), ("roi_heads.box_coder", module.roi_heads.box_coder)):
         if coder.bbox_xform_clip != MAX_LOG_RATIO:
@@ -215,14 +221,16 @@ def check_supported(module: nn.Module) -> None:
 def _rewritten_parts(module: FasterRCNN) -> Iterator[tuple[str, object, type, tuple[str, ...]]]:
     """Parts whose code `ExportableDetector` does not call but rewrites: name, object, class, the methods rewritten."""
     rpn, heads = module.rpn, module.roi_heads
-    decode, pool = ("decode", "decode_single"), ("forward",)
+    decode = ("decode", "decode_single")
     yield "the detector", module, FasterRCNN, ("forward",)
     yield "transform", module.transform, GeneralizedRCNNTransform, ("forward", "normalize", "resize", "batch_images")
     yield "rpn", rpn, RegionProposalNetwork, ("forward", "filter_proposals")
     yield "rpn.anchor_generator", rpn.anchor_generator, AnchorGenerator, ("forward", "grid_anchors")
     yield "rpn.box_coder", rpn.box_coder, BoxCoder, decode
-    yield "roi_heads", heads, RoIHeads, ("forward", "postprocess_detections")
+    kind = SoftmaxMaskHeads if isinstance(heads, SoftmaxMaskHeads) else RoIHeads
+    yield "roi_heads", heads, kind, ("forward", "postprocess_detections")
     yield "roi_heads.box_coder", heads.box_coder, BoxCoder, decode
-    yield "the RoI pool roi_heads.box_roi_pool", heads.box_roi_pool, MultiScaleRoIAlign, pool
-    if heads.has_mask():
-        yield "the RoI pool roi_heads.mask_roi_pool", heads.mask_roi_pool, MultiScaleRoIAlign, pool
+    for name in ("box_roi_pool", "mask_roi_pool")[: 2 if heads.has_mask() else 1]:
+        pool = getattr(heads, name)
+        expected = RegionPool if isinstance(pool, RegionPool) else MultiScaleRoIAlign
+        yield f"the RoI pool roi_heads.{name}", pool, expected, ("forward",)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import roi_align as torchvision_roi_align
 
@@ -24,11 +25,17 @@ def differentiable(
 ) -> Tensor:
     """[N, P, C, h, w] from `features` (levels [N, C, Hl, Wl]), `rois` float32 [N, P, 4] and `counts` int32 [N].
 
-    With gradients of the features, for training. Only the average: torchvision has no maximum. See reference.py for
-    what is computed.
+    With gradients of the features, for training. See reference.py for what is computed.
     """
-    if mode != "avg":
-        raise ValueError(f"regionrt::roi_align runs mode 'avg' in PyTorch, not {mode!r}: use an exported form for it")
+    maximum = mode == "max"
+    if maximum and sampling_ratio < 1:
+        raise ValueError(
+            f"regionrt::roi_align: the maximum needs a fixed sampling ratio in PyTorch, found {sampling_ratio}: give 1 "
+            "or more"
+        )
+    # torchvision has no maximum: each sample becomes a bin of its own there.
+    per_bin, ratio = (sampling_ratio, 1) if maximum else (1, sampling_ratio)
+    size = (output_height * per_bin, output_width * per_bin)
     images, most = rois.shape[:2]
     out = features[0].new_zeros((images, most, features[0].shape[1], output_height, output_width))
     area = (rois[..., 2] - rois[..., 0]) * (rois[..., 3] - rois[..., 1])
@@ -38,9 +45,10 @@ def differentiable(
     for index, (feature, scale) in enumerate(zip(features, spatial_scales, strict=True)):
         image, row = torch.where(real & (level == index))
         boxes = torch.cat([image[:, None].to(rois.dtype), rois[image, row]], 1)
-        size = (output_height, output_width)
         # torchvision wants boxes in the features' type; rounded to 16 bits they would lie pixels away
-        pooled = torchvision_roi_align(feature.to(rois.dtype), boxes, size, scale, sampling_ratio, aligned)
+        pooled = torchvision_roi_align(feature.to(rois.dtype), boxes, size, scale, ratio, aligned)
+        if per_bin > 1:
+            pooled = F.max_pool2d(pooled, per_bin)
         out[image, row] = pooled.to(out.dtype)
     return out
 

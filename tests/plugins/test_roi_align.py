@@ -142,8 +142,9 @@ def test_features_of_16_bits_keep_boxes_in_32(dtype, way):
 @pytest.mark.parametrize(
     ("dtype", "numpy"), [(torch.float32, np.float32), (torch.float16, np.float16), (torch.bfloat16, ml_dtypes.bfloat16)]
 )
-def test_the_torch_op_computes_what_the_reference_does(dtype, numpy):
-    case = Case(strides=(8, 16), size=(336, 1008), canonical=(128.0, 4))
+@pytest.mark.parametrize(("mode", "ratio"), [("avg", 2), ("max", 2), ("max", 1)])
+def test_the_torch_op_computes_what_the_reference_does(dtype, numpy, mode, ratio):
+    case = Case(strides=(8, 16), size=(336, 1008), canonical=(128.0, 4), mode=mode, ratio=ratio)
     features, rois, counts = case.arrays(numpy)
     features = [f.astype(np.float32) for f in features]
     tensors = [torch.from_numpy(f).to(dtype) for f in features]
@@ -153,10 +154,10 @@ def test_the_torch_op_computes_what_the_reference_does(dtype, numpy):
     np.testing.assert_allclose(found.float().numpy(), expected, atol=TOLERANCE[numpy], rtol=0)
 
 
-def test_the_torch_op_has_no_maximum():
-    case = Case(mode="max")
+def test_the_torch_op_takes_the_maximum_of_a_fixed_number_of_samples():
+    case = Case(mode="max", ratio=0)
     features, rois, counts = case.arrays()
-    with pytest.raises(ValueError, match="'avg'"):
+    with pytest.raises(ValueError, match="fixed sampling ratio"):
         torch_op(
             [torch.from_numpy(f) for f in features], *map(torch.from_numpy, (rois, counts)), *case.attributes().values()
         )

@@ -123,7 +123,7 @@ def test_norm_eps_of_published_weights():
         ("faster_rcnn", {"score": 2}, LABELS, "score 2"),
         ("faster_rcnn", {"std": [1, 1, 0]}, LABELS, "std above 0"),
         ("faster_rcnn", {"backbone": "resnet18", "anchor_sizes": [32, 64]}, LABELS, "give 5 entries"),
-        ("mask_rcnn", {"mask_layers": []}, LABELS, "mask_layers is empty"),
+        ("mask_rcnn", {"mask_layers": []}, LABELS, "mask_layers .*give the width of at least one layer"),
         ("faster_rcnn", {}, ("disc", "square"), "__background__"),
         ("faster_rcnn", {}, ("__background__",), "at least one class"),
         ("faster_rcnn", {}, ("__background__", "a", "a"), "each name once"),

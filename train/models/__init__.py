@@ -13,7 +13,7 @@ from .config import RegionConfig
 from .deconvnet import DeconvnetConfig, deconvnet
 from .errors import ModelError
 from .fast_rcnn import FastRcnnConfig, fast_rcnn
-from .faster_rcnn import faster_rcnn
+from .faster_rcnn import ORIGINAL, faster_rcnn
 from .fcn import FcnConfig, fcn
 from .localiser import LocaliserConfig, localiser
 from .mask_rcnn import mask_rcnn
@@ -57,6 +57,12 @@ def _ours(build: Callable[[Any, Sequence[str]], nn.Module], config: Any, task: s
 
 MODELS: dict[str, Model] = {
     "faster_rcnn": _ours(faster_rcnn, RegionConfig(), "detection", "Faster R-CNN, choice of backbone"),
+    "faster_rcnn_original": _ours(
+        faster_rcnn,
+        ORIGINAL,
+        "detection",
+        "Faster R-CNN as in its paper: VGG16 (or another of one map), RoIPool, fc of 4096",
+    ),
     "mask_rcnn": _ours(mask_rcnn, RegionConfig(), "instance-segmentation", "Mask R-CNN, choice of backbone"),
     "rcnn": _ours(rcnn, RcnnConfig(), "proposal-detection", "R-CNN: proposals warped to one size; choice of backbone"),
     "sppnet": _ours(

@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from .errors import ModelError
+from .mask_heads import DEFAULT_LAYERS
+from .region_pool import POOLS
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -29,8 +31,11 @@ class RegionConfig:
     )
     aspect_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
     canonical_scale: int = 224  # px of a RoI that is pooled from stride 16 of a pyramid (arXiv:1612.03144, eq. 1)
+    pool: str = "align"  # RoIAlign's mean; "align_max": its maximum; "max": RoIPool, of one map
     representation: int = 1024  # width of fc6 and fc7
-    mask_layers: tuple[int, ...] = (256, 256, 256, 256)
+    mask_head: str = "fcn"  # convolutions; "mlp": fully connected layers
+    mask_layers: tuple[int, ...] | None = None  # their widths; None: the paper's, 256 four times, or 1024 twice
+    mask_loss: str = "sigmoid"  # a mask of each class on its own; "softmax": one class for each pixel
     anchors_per_image: int = 256  # sampled for the RPN's losses
     rois_per_image: int = 512  # sampled for the heads' losses
     train_proposals: int = 2000  # RoIs before that sampling
@@ -38,12 +43,16 @@ class RegionConfig:
     nms: float = 0.5
     detections: int = 100
     proposals: int = 1000
+    proposal_candidates: int | None = None  # best anchors of a map that enter its NMS; None: as many as `proposals`
     proposal_nms: float = 0.7
     svd: Mapping[str, Any] = field(default_factory=dict)  # layer name -> rank of its pair, or a `Split` as JSON
 
     def __post_init__(self) -> None:
         if self.norm not in ("batch", "frozen"):
             raise ModelError(f'norm {self.norm!r}: give "batch" or "frozen"')
+        for name, known in (("pool", POOLS), ("mask_head", DEFAULT_LAYERS), ("mask_loss", ("sigmoid", "softmax"))):
+            if getattr(self, name) not in known:
+                raise ModelError(f"{name} {getattr(self, name)!r}: give {' or '.join(map(repr, known))}")
         if len(self.size) != 2 or min(self.size) < 1:
             raise ModelError(f"size {list(self.size)}: give height and width in px")
         if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
@@ -56,6 +65,7 @@ class RegionConfig:
             "rois_per_image",
             "detections",
             "proposals",
+            "proposal_candidates",
         ):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -63,8 +73,8 @@ class RegionConfig:
         for name in ("score", "nms", "proposal_nms"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ModelError(f"{name} {getattr(self, name)}: give a number from 0 to 1")
-        if not self.mask_layers:
-            raise ModelError("mask_layers is empty: give the width of at least one layer")
+        if self.mask_layers is not None and (not self.mask_layers or min(self.mask_layers) < 1):
+            raise ModelError(f"mask_layers {list(self.mask_layers)}: give the width of at least one layer")
 
     @classmethod
     def from_json(cls, config: Mapping[str, Any]) -> RegionConfig:

@@ -8,11 +8,27 @@ from typing import Any
 from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
-from torchvision.ops import MultiScaleRoIAlign
 
 from .backbones import BACKBONES, anchor_sizes, build_backbone
 from .config import RegionConfig
 from .region import check_size
+from .region_pool import region_pool
+
+ORIGINAL = RegionConfig(
+    backbone="vgg16",
+    size=(608, 1008),  # multiples of the stride that hold what is resized to 600 px, and to 1000 at most
+    min_size=600,
+    max_size=1000,
+    anchor_sizes=(128, 256, 512),
+    pool="max",
+    representation=4096,
+    rois_per_image=64,
+    nms=0.3,
+    proposals=300,
+    proposal_candidates=3840,
+)
+"""The net of the paper (sections 3.1, 3.3 and 4): one map of VGG16, 9 anchors, RoIPool, two layers of 4096, 300
+proposals. RoIs and NMS are Fast R-CNN's. Its code lets 6000 anchors enter the proposals' NMS; TensorRT sorts 3840."""
 
 
 def faster_rcnn(config: RegionConfig, labels: Sequence[str]) -> FasterRCNN:
@@ -29,7 +45,7 @@ def parts(config: RegionConfig, num_classes: int) -> dict[str, Any]:
     check_size(config.size, entry.stride)
     sizes = anchor_sizes(config)
     maps = [str(i) for i in range(max(entry.levels - 1, 1))]  # a pyramid's last level is for the RPN only
-    pool = MultiScaleRoIAlign(maps, output_size=7, sampling_ratio=2, canonical_scale=config.canonical_scale)
+    pool = region_pool(config.pool, maps, 7, canonical_scale=config.canonical_scale)
     return {
         "backbone": backbone,
         "num_classes": None,  # the predictors know
@@ -41,7 +57,7 @@ def parts(config: RegionConfig, num_classes: int) -> dict[str, Any]:
         "rpn_batch_size_per_image": config.anchors_per_image,
         "rpn_pre_nms_top_n_train": config.train_proposals,
         "rpn_post_nms_top_n_train": config.train_proposals,
-        "rpn_pre_nms_top_n_test": config.proposals,
+        "rpn_pre_nms_top_n_test": config.proposal_candidates or config.proposals,
         "rpn_post_nms_top_n_test": config.proposals,
         "rpn_nms_thresh": config.proposal_nms,
         "box_roi_pool": pool,

@@ -20,6 +20,7 @@ from regionrt.runtime.image import Canvas
 
 from .detections import detections_of, padded, padded_detections, pairs, top
 from .errors import ModelError
+from .mask_heads import masks_of
 
 MAX_CANDIDATES = 3840  # TensorRT's TopK takes no more
 _PROBE_PX = 128
@@ -177,7 +178,7 @@ def eager(
         if heads.has_mask():
             mask_pooled = heads.mask_roi_pool(features, boxes, shapes)  # [ΣD, C, m, m]
             logits = heads.mask_predictor(heads.mask_head(mask_pooled))  # [ΣD, K+1, M, M]
-            masks = logits.sigmoid()[torch.arange(len(logits), device=x.device), torch.cat(labels)]
+            masks = masks_of(heads, logits, torch.cat(labels))
             per_image = [len(b) for b in boxes]
             values["masks"] = padded(masks.split(per_image), limit)
     if not stages:
