@@ -27,6 +27,7 @@ _OUTPUTS = {  # type (None: of the first input) and rank
     "RegionWarp": ((None, 5),),
     "RegionProposals": ((_FLOAT, 3), (_FLOAT, 2), (_INT, 1)),
     "RegionDetections": ((_INT, 1), (_FLOAT, 3), (_FLOAT, 2), (_INT, 2), (_INT, 2), (_INT, 1)),
+    "RegionMerge": ((_INT, 1), (_FLOAT, 3), (_FLOAT, 2), (_INT, 2), (_INT, 1)),
     "RegionMaxPool": ((None, 4), (_INT, 4)),
     "RegionMaxUnpool": ((None, 4),),
 }
