@@ -224,7 +224,7 @@ def test_edges_that_cross_and_boxes_outside_the_image_are_no_detections(way):
 @pytest.mark.parametrize("way", [NATIVE, PORTABLE, *CPU], ids="-".join)
 def test_of_equal_scores_the_earlier_pair_is_merged(way):
     """Windows on a line at equal distances: every pair of neighbours has the same score."""
-    case = Case(classes=1, windows=5, images=1, merge=0.9, window=0.1)
+    case = Case(classes=1, windows=5, images=1, merge=0.95, window=0.1)
     logits = np.tile(np.array([0, 2], np.float32), (1, 5, 1))
     edges = np.tile(np.array([0, 0, 1, 1], np.float32), (1, 5, 1))
     windows = np.array([[8 * k, 0, 8 * k + 16, 16] for k in range(5)], np.float32)

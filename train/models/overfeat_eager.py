@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,7 +28,7 @@ def canvas_of(module: Overfeat, size: Sequence[int] | None = None, dynamic: bool
     return canvas
 
 
-def thresholds_of(module: Overfeat) -> dict[str, float]:
+def thresholds_of(module: Overfeat) -> dict[str, Any]:
     """What a module's detections are filtered by, under the names that a bundle's manifest gives them."""
     heads = module.heads
     return {
@@ -62,13 +63,14 @@ def eager(
     heads = module.heads
     cap = heads.candidates if candidates is None else min(candidates, heads.candidates)
     found = [
-        _of_image(heads, cap, *one, windows, size) for *one, size in zip(logits, edges, pairs(image_sizes), strict=True)
+        _of_image(heads, cap, scores, parts, windows, size)
+        for scores, parts, size in zip(logits, edges, pairs(image_sizes), strict=True)
     ]
-    boxes, scores, labels, overflow = zip(*found, strict=True)
+    boxes, sums, labels, overflow = (list(values) for values in zip(*found, strict=True))
     values = {
         "num_detections": torch.tensor([len(b) for b in boxes], dtype=torch.int32),
         "boxes": padded(boxes, heads.detections),
-        "scores": padded(scores, heads.detections, -1),
+        "scores": padded(sums, heads.detections, -1),
         "labels": padded(labels, heads.detections, -1).to(torch.int32),
         "overflow": torch.tensor(overflow, dtype=torch.int32),
     }
@@ -149,7 +151,7 @@ def _match_scores(one: Tensor, other: Tensor) -> Tensor:
     return 0.5 * (apart.square().sum(-1) / around.square().sum(-1)).sqrt() + (1 - shared / joined)
 
 
-def manifest_names(thresholds: Mapping[str, float]) -> Merging:
+def merging_of(thresholds: Mapping[str, Any]) -> Merging:
     """The way back from `thresholds_of`."""
     return Merging(
         float(thresholds["window_score"]),
