@@ -249,7 +249,7 @@ def test_onnxs_own_evaluator_agrees():
     same(case.run(("portable", "onnx"), *arrays), case.reference(*arrays))
 
 
-@settings(max_examples=40, deadline=None, database=None, derandomize=True)
+@settings(max_examples=15, deadline=None, database=None, derandomize=True)
 @given(
     seed=st.integers(0, 10_000),
     spread=st.sampled_from([0.0, 1.0, 3.0]),

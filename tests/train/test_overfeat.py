@@ -6,14 +6,18 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny_overfeat import LABELS, tiny
+from tiny_overfeat import LABELS, TINY, tiny
 
 from regionrt.plugins.merge import reference
+from regionrt.train.checkpoint import read_checkpoint
 from regionrt.train.models import ModelError, build_model
 from regionrt.train.models.overfeat import Overfeat
 from regionrt.train.models.overfeat_eager import boxes_of, canvas_of, eager, merged_boxes
 from regionrt.train.models.overfeat_losses import edges_of, losses, matched, windows_of
 from regionrt.train.models.valid_nets import VALID_NETS, valid_net
+from regionrt.train.options import TrainOptions
+from regionrt.train.torch_runner import torch_predictor
+from regionrt.train.trainer import train
 
 # fp32 convolutions add up in another order for another size of map; logits reach 10 here.
 SAME = 1e-4
@@ -252,6 +256,17 @@ def test_nothing_to_merge():
     assert len(boxes) == len(sums) == 0
     boxes, sums = merged_boxes(torch.tensor([[0.0, 0, 4, 4]]), torch.tensor([0.5]), 0.7)
     assert boxes.tolist() == [[0, 0, 4, 4]]
+
+
+def test_training_on_shapes_writes_a_checkpoint_that_detects(tmp_path):
+    config = {key: TINY[key] for key in ("windows", "classifier", "regressor")} | {"window_score": 0.0, "score": 0.0}
+    options = TrainOptions(epochs=1, batch=4, optimizer="adamw", lr=0.003, size=(64, 96), max_eval_images=2)
+    best = train("overfeat", "shapes:train=8,val=2,test=2,size=64x96", tmp_path / "run", options, config=config)
+    checkpoint = read_checkpoint(best)
+    assert checkpoint.config["windows"] == TINY["windows"]
+    found = torch_predictor(checkpoint)(np.zeros((64, 96, 3), np.uint8))
+    assert len(found) > 0
+    assert (np.diff(found.scores) <= 0).all()
 
 
 @pytest.mark.parametrize(

@@ -46,9 +46,9 @@ class OverfeatConfig(CanvasConfig):
     regressor: tuple[int, int] | None = None
     dropout: float = 0.5
     class_agnostic: bool = True
-    window_score: float = 0.3
+    window_score: float = 0.5
     merge: float = 0.7
-    candidates: int = 512
+    candidates: int = 1024
     score: float = 0.25
     detections: int = 100
     windows_per_image: int = 128
