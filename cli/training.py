@@ -25,7 +25,7 @@ def models(as_json: AsJson = False) -> None:
     rows = [[name, model.task, model.description] for name, model in MODELS.items()]
     console.table("models", ["name", "task", "what"], rows)
     console.say(
-        "each of them: train, eval, compress, export (fp32, fp16; fixed or dynamic size), "
+        "each of them: train, eval, compress, export (fp32, fp16; fixed or, but for overfeat, dynamic size), "
         "run by onnxruntime, build for tensorrt-rtx, verify, bench, deploy"
     )
 
@@ -36,7 +36,10 @@ def train(
     data: Data,
     out: Annotated[Path, typer.Option(metavar="RUN", help="run folder: best.pt, last.pt, log.csv")],
     backbone: Annotated[
-        str | None, typer.Option(help="squeezenet1_1, mobilenet_v2, vgg16, alexnet, mobilenet_v3_large, resnet18 or 50")
+        str | None,
+        typer.Option(
+            help="squeezenet1_1, mobilenet_v2, vgg16, alexnet, mobilenet_v3_large, resnet18 or 50; fast, accurate"
+        ),
     ] = None,
     size: Size = None,
     sizes: Annotated[

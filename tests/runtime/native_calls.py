@@ -93,6 +93,21 @@ def detect(dtype: type = np.float32, **options) -> Arrays:
     return tuple(native.detections(*heads(dtype), **settings | options))
 
 
+def slide(dtype: type = np.float32) -> Arrays:
+    rng = np.random.default_rng(8)
+    low = rng.uniform(0, 150, (150, 2))
+    windows = np.concatenate([low, low + 40], 1).astype(np.float32)
+    logits = rng.normal(0, 2, (2, 150, 4)).astype(dtype)
+    edges = (np.array([0, 0, 1, 1]) + rng.normal(0, 0.1, (2, 150, 4))).astype(dtype)
+    return logits, edges, windows, np.array([[190, 200], [99, 222]], np.int32)
+
+
+def merge(dtype: type = np.float32, **options) -> Arrays:
+    settings = {"window_threshold": 0.2, "merge_threshold": 0.7, "score_threshold": 0.1, "max_detections": 60}
+    settings |= {"candidates": 200, "class_agnostic": True}
+    return tuple(native.merge(*slide(dtype), **settings | options))
+
+
 def paste(**options) -> Arrays:
     rng = np.random.default_rng(5)
     boxes = rng.uniform(-20, 300, (12, 4)).astype(np.float32)
@@ -125,6 +140,7 @@ OPS: dict[str, Callable[..., Arrays]] = {
     "nms": suppress,
     "proposals": propose,
     "detections": detect,
+    "merge": merge,
     "paste": paste,
     "resize": resize,
     "max_pool": max_pool,

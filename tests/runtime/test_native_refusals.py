@@ -5,7 +5,22 @@ from __future__ import annotations
 import ml_dtypes
 import numpy as np
 import pytest
-from native_calls import VARIANTS, align, crop, crowd, detect, heads, maps, max_pool, pool, propose, pyramid, rois, rpn
+from native_calls import (
+    VARIANTS,
+    align,
+    crop,
+    crowd,
+    detect,
+    heads,
+    maps,
+    max_pool,
+    merge,
+    pool,
+    propose,
+    pyramid,
+    rois,
+    rpn,
+)
 
 from regionrt.runtime import native
 
@@ -60,6 +75,9 @@ BAD = {
         ),
         "as many levels",
     ),
+    "edges of another class count": (lambda: merge(class_agnostic=False), "box_edges: expected the shape"),
+    "merging beyond all": (lambda: merge(merge_threshold=2.5), "merge_threshold: expected 0 to 2"),
+    "no boxes to merge": (lambda: merge(candidates=0), "candidates: expected a whole number ≥ 1"),
     "deltas of another class count": (lambda: detect(class_agnostic=True), "box_deltas: expected the shape"),
     "windows that overlap": (
         lambda: native.max_pool(np.zeros((1, 1, 8, 8), np.float32), kernel=3, stride=2),
