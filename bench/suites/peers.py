@@ -21,21 +21,18 @@ import numpy as np
 from regionrt.bench import figures
 from regionrt.bench.environment import environment
 from regionrt.bench.errors import BenchError
-from regionrt.bench.photos import made_photos, photos_of_files
 from regionrt.runtime.atomic import write_file_atomic
-from regionrt.runtime.image import Canvas
 from regionrt.runtime.machine import usable_cores
-from regionrt.runtime.native.bilinear import resize_bilinear
 from regionrt.train.models.torchvision_models import BUILDERS
 
 from .child import Tell, in_child
 from .floors import Floor, floors_of
 from .peer_case import EAGER, NAMES, Case, CaseOptions
+from .photo_files import photo_files, photos_of_size
 
 MOBILENET = "fasterrcnn_mobilenet_v3_large_320_fpn"
 NETS = ("fasterrcnn_resnet50_fpn", "maskrcnn_resnet50_fpn", MOBILENET)
 SIZES = ((480, 640), (800, 1088))
-IMAGE_ENDINGS = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
 
 
 @dataclass(frozen=True)
@@ -136,14 +133,14 @@ def run_peers(
     jobs = _jobs(options)
     for case in jobs:
         _weights_of(case.net, options)
-    files = _photo_files(options)
+    files = photo_files(options.data)
     threads = options.case_options().threads
     facts = environment(threads)
     folders = {name: getattr(options, name) and getattr(options, name).name for name in ("weights", "data")}
     about = asdict(options) | folders
     report = PeersReport(facts, _command(options), "", about, [])
     for number, case in enumerate(jobs, start=1):
-        images, told = _photos(files, case.size, options.photos)
+        images, told = photos_of_size(files, case.size, options.photos)
         said = f"{number} of {len(jobs)}: {case.key}"
         tell(said)
         measured = _in_child(case, images, options, lambda text, said=said: tell(f"{said}: {text}"))  # type: ignore[misc]
@@ -171,27 +168,6 @@ def _weights_of(net: str, options: PeersOptions) -> Path | None:
     if not path.is_file():
         raise BenchError(f"{path}: no such file; --weights needs <builder>.pth of each net, or leave it out")
     return path.absolute()
-
-
-def _photo_files(options: PeersOptions) -> list[Path]:
-    if options.data is None:
-        return []
-    files = sorted(p for p in options.data.glob("*") if p.suffix.lower() in IMAGE_ENDINGS)
-    if not files:
-        raise BenchError(f"{options.data}: expected a folder of photos, found none in it")
-    return files
-
-
-def _photos(files: Sequence[Path], size: tuple[int, int], count: int) -> tuple[list[np.ndarray], str]:
-    """`count` photos, all resized to `size` beforehand, so that no candidate has another resize than another."""
-    height, width = size
-    if not files:
-        made = made_photos(Canvas(height, width, min_size=min(size), max_size=max(size)), count)
-        images, told = made.images, f"{len(made.images)} photos with shapes drawn on them"
-    else:
-        given = photos_of_files(files, count)
-        images, told = given.images, f"{len(given.images)} photos given"
-    return [resize_bilinear(image, height, width) for image in images], f"{told}, resized to each size beforehand"
 
 
 def _in_child(case: Case, photos: Sequence[np.ndarray], options: PeersOptions, tell: Tell) -> Case:
