@@ -69,6 +69,6 @@ def seed_inputs(files: Sequence[Path], size: tuple[int, int], count: int, propos
 def _made_boxes(rng: np.random.Generator, count: int, size: tuple[int, int]) -> np.ndarray:
     """Of all sizes and places inside the photo, [count, 4]."""
     room = np.array(size[::-1], np.float64)  # width, height
-    sides = np.exp(rng.uniform(*map(math.log, _SIDES), (count, 2))) * room
+    sides = np.exp(rng.uniform(math.log(_SIDES[0]), math.log(_SIDES[1]), (count, 2))) * room
     low = rng.uniform(0, 1, (count, 2)) * (room - sides)
     return np.concatenate([low, low + sides], 1).astype(np.float32)

@@ -16,9 +16,9 @@ from .masks import paste_crops, paste_masks, paste_rles
 from .max_unpool import MaxPooled, max_pool, max_unpool
 from .nms import nms
 from .proposals import Proposals, proposals
-from .pyramid_pool import pyramid_pool
+from .pyramid_pool import pyramid_pool, windows_of
 from .roi_align import roi_align
-from .roi_pool import roi_pool
+from .roi_pool import cells_of, roi_pool
 from .warp import warp
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "MaxPooled",
     "Proposals",
     "about",
+    "cells_of",
     "detections",
     "max_pool",
     "max_unpool",
@@ -45,4 +46,5 @@ __all__ = [
     "using",
     "warp",
     "widened",
+    "windows_of",
 ]
