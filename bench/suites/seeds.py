@@ -97,6 +97,7 @@ def _command(options: SeedsOptions) -> str:
         ("size", f"--sizes {options.case.size[0]}x{options.case.size[1]}"),
         ("backbone", f"--backbone {options.case.backbone}"),
         ("proposals", f"--proposals {options.case.proposals}"),
+        ("nets", f"--nets {','.join(options.case.nets)}"),
         ("rows", f"--rows {','.join(options.case.rows)}"),
         ("seconds", f"--seconds {options.case.seconds:g}"),
     ):
@@ -124,11 +125,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--cases", default=",".join(usual.cases))
     parser.add_argument("--photos", type=int, default=usual.photos)
     parser.add_argument("--threads", type=int)
-    kinds: dict[str, Any] = {"size": _size, "rows": _names, "crop_batches": _numbers, "training_batches": _numbers}
+    kinds: dict[str, Any] = {
+        "size": _size,
+        "rows": _names,
+        "nets": _names,
+        "crop_batches": _numbers,
+        "training_batches": _numbers,
+    }
     own = [each for each in fields(CaseOptions) if each.name != "threads"]
     for each in own:
         default = getattr(usual.case, each.name)
-        kind = kinds.get(each.name, type(default))
+        kind = kinds.get(each.name, type(default) if default is not None else int)
         parser.add_argument(f"--{each.name.replace('_', '-')}", type=kind, default=default)
     given = parser.parse_args(arguments)
     try:

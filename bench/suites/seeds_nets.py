@@ -14,20 +14,19 @@ from regionrt.train.models.dense import normalised
 from regionrt.train.models.proposal_net import ProposalNet
 
 from .random_weights import PAIRS, spread_heads
-from .seeds_options import CLASSES, CROPS, CaseOptions
+from .seeds_options import CLASSES, CROP, CROPS, CaseOptions
 
 LABELS = ("__background__", *(f"class {i}" for i in range(1, CLASSES)))
 _ROWS = 32  # of one photo, that weights are calibrated on
 
 
-def seed_net(
-    name: str, options: CaseOptions, photo: np.ndarray, proposals: np.ndarray, *, svd: bool = False
-) -> ProposalNet:
-    """The model of that name in eval mode, calibrated on one photo [H, W, 3] and its proposals [P, 4].
+def seed_net(key: str, options: CaseOptions, photo: np.ndarray, proposals: np.ndarray) -> ProposalNet:
+    """The net `key` of `NETS` in eval mode, calibrated on one photo [H, W, 3] and its proposals [P, 4].
 
-    svd: fc6 and fc7 are pairs of the ranks of `options`; how long they take does not depend on their weights, which
-    are random ones too.
+    With SVD fc6 and fc7 are pairs of the ranks of `options`; how long they take does not depend on their weights,
+    which are random ones too.
     """
+    name, svd = key.removesuffix("_svd"), key.endswith("_svd")
     config = {
         "backbone": options.backbone,
         "representation": options.representation,
@@ -36,7 +35,7 @@ def seed_net(
         "min_size": min(options.size),
         "max_size": max(options.size),
         "rois_per_image": options.regions,
-        **({"crop": CROPS[options.backbone]} if name == "rcnn" and options.backbone in CROPS else {}),
+        **({"crop": options.crop or CROPS.get(options.backbone, CROP)} if name == "rcnn" else {}),
         **({"svd": options.ranks} if svd else {}),
     }
     with torch.random.fork_rng(devices=[]):

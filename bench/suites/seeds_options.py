@@ -19,8 +19,14 @@ ROWS = {
     "openvino-bf16": "ours: staged, OpenVINO bf16",
 }
 """What is measured beside PyTorch in fp32, which always takes part."""
-CROPS = {"vgg16": 224}
-"""Side of R-CNN's crops where it is not 227 (arXiv:1311.2524, section 3.3)."""
+NETS = {
+    "rcnn": "R-CNN",
+    "sppnet": "SPPnet",
+    "fast_rcnn": "Fast R-CNN",
+    "fast_rcnn_svd": "Fast R-CNN + SVD",
+}
+CROP, CROPS = 227, {"vgg16": 224}
+"""Side of R-CNN's crops in px, and of backbones that want another one (arXiv:1311.2524, sections 2.1 and 3.3)."""
 
 
 @dataclass(frozen=True)
@@ -28,8 +34,10 @@ class CaseOptions:
     """How one case is measured. `ValueError` for what makes no sense.
 
     size: (height, width) of the photos, as they go in; by default what Fast R-CNN's rule (the shorter side 600, the
-    longer at most 1000) makes of a photo of 3 : 4. representation: width of fc6 and fc7. regions: of each photo in a
-    training step. seconds, least_rounds: of each comparison. whole_seconds: what takes less is measured as a whole.
+    longer at most 1000) makes of a photo of 3 : 4. nets: keys of `NETS`, whose requests are measured. representation:
+    width of fc6 and fc7. regions: of each photo in a training step. seconds, least_rounds: of each comparison.
+    whole_seconds: what takes less is measured as a whole. crop_batches, training_batches: how many crops at once are
+    tried for R-CNN. crop: side of R-CNN's crops in px; None: its paper's.
     """
 
     backbone: str = "vgg16"
@@ -37,6 +45,8 @@ class CaseOptions:
     proposals: int = 2000
     representation: int = 4096
     regions: int = 64
+    crop: int | None = None
+    nets: tuple[str, ...] = tuple(NETS)
     rows: tuple[str, ...] = tuple(ROWS)
     threads: int = 1
     seconds: float = 30.0
@@ -53,11 +63,14 @@ class CaseOptions:
             raise ValueError(f"backbone {self.backbone!r}: choose one of {names}")
         if len(self.size) != 2 or min(self.size) < 64:
             raise ValueError(f"size {self.size}: expected a height and a width of at least 64 px")
-        if unknown := sorted(set(self.rows) - set(ROWS)):
-            raise ValueError(f"rows {', '.join(unknown)}: choose of {', '.join(ROWS)}")
+        for name, known in (("nets", NETS), ("rows", ROWS)):
+            if unknown := sorted(set(getattr(self, name)) - set(known)):
+                raise ValueError(f"{name} {', '.join(unknown)}: choose of {', '.join(known)}")
         for name in ("proposals", "regions", "threads", "least_rounds"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} {getattr(self, name)}: expected at least 1")
+        if self.crop is not None and self.crop < 64:
+            raise ValueError(f"crop {self.crop}: expected at least 64 px")
         if self.representation < 16:
             raise ValueError(f"representation {self.representation}: expected at least 16")
         for name in ("crop_batches", "training_batches"):

@@ -26,24 +26,17 @@ from .child import Tell
 from .peer_case import share_matched
 from .seeds_measure import Candidate, fastest, seconds_of, time_candidates
 from .seeds_nets import LABELS, placed, seed_net
-from .seeds_options import ROWS, CaseOptions
+from .seeds_options import NETS, ROWS, CaseOptions
 from .seeds_schema import Comparison, SeedRow
 from .stage_shares import shares_of
 
 PART = 32
 """Proposals of a request of R-CNN's artefact where all take too long: the staged form runs as many crops at once."""
-RCNN = "R-CNN"
-_NETS = {  # key: name, model, with SVD, the paper's figure, times asked of the artefacts
-    "rcnn": (RCNN, "rcnn", False, "", None),
-    "sppnet": (
-        "SPPnet",
-        "sppnet",
-        False,
-        "24 to 102× (1406.4729, with smaller nets); 20× with VGG16 (1504.08083)",
-        102.0,
-    ),
-    "fast_rcnn": ("Fast R-CNN", "fast_rcnn", False, "146× (1504.08083, VGG16)", None),
-    "fast_rcnn_svd": ("Fast R-CNN + SVD", "fast_rcnn", True, "213× (1504.08083, VGG16)", 213.0),
+_PAPERS = {  # the paper's figure, and how many times faster the artefact is to be
+    "rcnn": ("", None),
+    "sppnet": ("24 to 102× (1406.4729, smaller nets); 20× (1504.08083, VGG16)", 102.0),
+    "fast_rcnn": ("146× (1504.08083, VGG16)", None),
+    "fast_rcnn_svd": ("213× (1504.08083, VGG16)", 213.0),
 }
 Request = tuple[np.ndarray, np.ndarray]
 
@@ -56,13 +49,13 @@ def measure_requests(
     rcnn = seed_net("rcnn", options, photos[0], proposals[0])
     base, form, told = _rcnn_in_torch(rcnn, list(zip(photos, proposals, strict=True)), options)
     found = []
-    for key, (name, model, svd, paper, asked) in _NETS.items():
+    for key in (key for key in NETS if key in options.nets):
+        name, (paper, asked) = NETS[key], _PAPERS[key]
         base.row = replace(base.row, latency=None, note="")
-        comparison = Comparison(
-            key, name, "a request", base.row, [], paper, asked, notes=[told] if key == "rcnn" else []
-        )
+        notes = [told] if key == "rcnn" else []
+        comparison = Comparison(key, name, "a request", base.row, [], paper, asked, notes=notes)
         tell(f"{name}: weights and artefacts")
-        module = rcnn if key == "rcnn" else seed_net(model, options, photos[0], proposals[0], svd=svd)
+        module = rcnn if key == "rcnn" else seed_net(key, options, photos[0], proposals[0])
         with tempfile.TemporaryDirectory() as scratch:
             _compare(comparison, module, base, form, photos, proposals, options, Path(scratch), tell)
         found.append(comparison)
@@ -121,7 +114,7 @@ def _open(id: str, module: ProposalNet, options: CaseOptions, scratch: Path) -> 
         return torch_baseline(module, form, canvas=canvas_of(module), labels=LABELS)
     bundle = scratch / precision
     if not bundle.exists():
-        asked = ExportOptions(precision=precision, ops=("staged",), size=options.canvas)
+        asked = ExportOptions(precision=precision, ops=("staged",))
         export_bundle(module, bundle, asked, labels=LABELS)
     return load(bundle, backend, threads=options.threads, form="staged", precision=precision)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -19,6 +19,10 @@ class Times:
     disturbed: tuple[int, ...]
     p50_ms: float
     p90_ms: float
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Times:
+        return cls(tuple(data["samples_ms"]), tuple(data["disturbed"]), data["p50_ms"], data["p90_ms"])
 
 
 @dataclass
@@ -52,8 +56,12 @@ class SeedRow:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> SeedRow:
-        kinds = {"latency": Times, "over_base": Ratio, "shares": Shares}
-        return cls(**{k: kinds[k](**v) if k in kinds and v is not None else v for k, v in data.items()})
+        kinds: dict[str, Callable[[Any], Any]] = {
+            "latency": Times.from_json,
+            "over_base": lambda given: Ratio(**given),
+            "shares": lambda given: Shares(**given),
+        }
+        return cls(**{k: kinds[k](v) if k in kinds and v is not None else v for k, v in data.items()})
 
 
 @dataclass
