@@ -8,6 +8,9 @@ from typing import Any
 from torch import nn
 from torchvision.models.detection import FasterRCNN
 
+from regionrt.train.models.overfeat import Overfeat
+from regionrt.train.models.overfeat_eager import merging_of
+from regionrt.train.models.overfeat_eager import thresholds_of as own_thresholds
 from regionrt.train.models.proposal_net import ProposalNet
 
 from .errors import ExportError
@@ -17,19 +20,21 @@ MAX_TOP_K = 3840  # TensorRT's TopK takes no more
 
 @dataclass(frozen=True)
 class Thresholds:
-    """What is fixed at export. Scores and IoUs are 0..1, the others counts; None: the net finds no proposals itself."""
+    """What is fixed at export. Scores and IoUs are 0..1, the others counts; None: the net has no such threshold."""
 
     score: float  # of a final detection
-    nms: float  # IoU of the final NMS, per class
     detections: int  # most detections of an image, D
-    proposals: int  # most proposals of an image, P
-    proposal_nms: float | None
-    proposal_score: float | None
-    proposal_candidates: int | None  # best anchors of a level that enter its NMS
-    candidates: int  # best (RoI, class) pairs that enter the final NMS
+    candidates: int  # best (RoI, class) pairs that enter the final NMS, or (window, class) pairs that are merged
+    nms: float | None = None  # IoU of the final NMS, per class
+    proposals: int | None = None  # most proposals of an image, P
+    proposal_nms: float | None = None
+    proposal_score: float | None = None
+    proposal_candidates: int | None = None  # best anchors of a level that enter its NMS
+    window_score: float | None = None  # of windows whose boxes are merged
+    merge: float | None = None  # the score (0..2) above which boxes are not merged
 
     def __post_init__(self) -> None:
-        for name in ("score", "nms", "proposal_nms", "proposal_score"):
+        for name in ("score", "nms", "proposal_nms", "proposal_score", "window_score"):
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:
                 raise ExportError(f"expected {name} between 0 and 1, found {value}")
@@ -46,7 +51,9 @@ class Thresholds:
 
 
 def thresholds_of(module: nn.Module, **changes: float | int | None) -> Thresholds:
-    """The module's own thresholds, with the given ones (not None) in their place."""
+    """The module's own thresholds, with the given ones (not None) in their place. ExportError for one it has not."""
+    if isinstance(module, Overfeat):
+        return _of_windows(module, changes)
     takes = isinstance(module, ProposalNet)
     heads = module.heads if takes else module.roi_heads
     rpn = None if takes else module.rpn
@@ -63,19 +70,32 @@ def thresholds_of(module: nn.Module, **changes: float | int | None) -> Threshold
     return replace(own, **{name: value for name, value in changes.items() if value is not None})  # type: ignore[arg-type]
 
 
+def _of_windows(module: Overfeat, changes: Mapping[str, float | int | None]) -> Thresholds:
+    given = {name: value for name, value in changes.items() if value is not None}
+    if wrong := [name for name in ("nms", "proposals") if name in given]:
+        raise ExportError(f"{', '.join(wrong)}: OverFeat merges the boxes of all its windows, leave it out")
+    given["candidates"] = min(given.get("candidates", MAX_TOP_K), module.heads.candidates)
+    return replace(Thresholds(**own_thresholds(module)), **given)  # type: ignore[arg-type]
+
+
 def with_thresholds(module: nn.Module, thresholds: Thresholds | Mapping[str, Any]) -> nn.Module:
     """A copy of the module (sharing no weights) that uses `thresholds`; a manifest's dictionary is accepted.
 
     Nets that are no detectors are copied as they are. Of a dictionary, entries that are no thresholds are passed over,
     and those that are missing stay the module's own.
     """
-    if not isinstance(module, (FasterRCNN, ProposalNet)):
+    if not isinstance(module, (FasterRCNN, ProposalNet, Overfeat)):
         return copy.deepcopy(module)  # dense nets and localisers have none
     if not isinstance(thresholds, Thresholds):
         known = {field.name for field in fields(Thresholds)}
         thresholds = thresholds_of(module, **{name: value for name, value in thresholds.items() if name in known})
     changed = copy.deepcopy(module)
+    if isinstance(changed, Overfeat):
+        changed.heads = merging_of(thresholds.to_json())
+        return changed
     if isinstance(changed, ProposalNet):
+        assert thresholds.proposals is not None  # it has both
+        assert thresholds.nms is not None
         changed.slots = thresholds.proposals
         changed.heads = replace(
             changed.heads, score_thresh=thresholds.score, nms_thresh=thresholds.nms,

@@ -16,12 +16,14 @@ from torch.onnx.errors import OnnxExporterError
 from regionrt.plugins.ops import DOMAIN, OPS, OPSET, POOLINGS, VERSION, Op
 from regionrt.runtime.image import Canvas
 from regionrt.runtime.inputs import INPUTS
+from regionrt.train.models.overfeat import Overfeat
 from regionrt.train.models.proposal_net import ProposalNet
 
 from .errors import ExportError
 from .exportable import OUTPUTS, ExportableDetector
 from .exportable_dense import dense_program
 from .exportable_proposals import ExportableProposalNet
+from .exportable_windows import ExportableOverfeat
 from .passes.fold_scale import fold_scale
 
 __all__ = ["OUTPUTS", "onnx_from_module"]
@@ -31,6 +33,10 @@ _STAGE_NAMES = {  # of the values at our nodes, so that verify can speak of them
     "RegionDetections": (
         ("class_logits", "box_deltas"),
         ("num_detections", "boxes", "scores", "labels", "roi_index", "overflow"),
+    ),
+    "RegionMerge": (
+        ("class_logits", "box_edges", "windows"),
+        ("num_detections", "boxes", "scores", "labels", "overflow"),
     ),
 }
 
@@ -94,6 +100,8 @@ def _program(module: nn.Module, canvas: Canvas, candidates: int, probabilities: 
     dense = dense_program(module, canvas, probabilities)
     if dense is not None:
         return dense
+    if isinstance(module, Overfeat):
+        return ExportableOverfeat(module, canvas, candidates=candidates)
     if isinstance(module, ProposalNet):
         return ExportableProposalNet(module, candidates=candidates)
     return ExportableDetector(module, canvas.height, canvas.width, candidates=candidates, dynamic=canvas.dynamic)

@@ -51,6 +51,7 @@ _STAGES = {
     "probabilities": "class probabilities",
     "labels": "label map",
     "box_fractions": "box regression",
+    "box_edges": "head outputs (boxes)",
 }
 
 

@@ -30,6 +30,7 @@ from .verdict import PIXELS, TOLERANCES, Agreement, StageCheck, Tolerance, Verif
 _SETS = {  # ops whose outputs are sets of boxes: names of boxes, scores, labels, count
     "RegionProposals": ("rois", "roi_scores", None, "roi_counts"),
     "RegionDetections": ("boxes", "scores", "labels", "num_detections"),
+    "RegionMerge": ("boxes", "scores", "labels", "num_detections"),
 }
 
 

@@ -17,6 +17,8 @@ from .max_unpool import onnx_forms as max_unpool_forms
 from .max_unpool import pool_forms as max_pool_forms
 from .max_unpool.torch_op import max_pool_argmax as max_pool_op
 from .max_unpool.torch_op import max_unpool as max_unpool_op
+from .merge import onnx_forms as merge_forms
+from .merge.torch_op import merge as merge_op
 from .nms import onnx_forms as nms_forms
 from .nms.torch_op import nms as nms_op
 from .proposals import onnx_forms as proposals_forms
@@ -63,6 +65,7 @@ OPS: dict[str, Op] = {
         _op(nms_forms, nms_op),
         _op(proposals_forms, proposals_op),
         _op(detections_forms, detections_op),
+        _op(merge_forms, merge_op),
         _op(max_pool_forms, max_pool_op),
         _op(max_unpool_forms, max_unpool_op),
     )

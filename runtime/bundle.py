@@ -25,6 +25,8 @@ MAX_TEXT_BYTES = 16 * 1024 * 1024
 THRESHOLDS = ("score", "nms", "detections", "proposals", "proposal_nms", "candidates")
 """What a detector's manifest must have; of the other tasks' `_THRESHOLDS_OF`."""
 _THRESHOLDS_OF = {"segmentation": (), "localisation": ("score",)}
+_MERGING = ("score", "window_score", "merge", "detections", "candidates")
+"""Of a detector that merges the boxes of windows (which has no `nms`)."""
 _REQUIRED = {"format", "task", "model", "labels_file", "canvas", "thresholds", "files", "artifacts"}
 
 
@@ -327,6 +329,8 @@ def _read_labels(folder: Path, name: str, entry: FileEntry, task: str) -> tuple[
 
 def _thresholds_of(data: Mapping[str, Any]) -> tuple[str, ...]:
     """The thresholds that a manifest must have: a net that takes proposals has none of its own for them."""
+    if data["task"] == "detection" and isinstance(data["thresholds"], Mapping) and "merge" in data["thresholds"]:
+        return _MERGING
     names = _THRESHOLDS_OF.get(data["task"], THRESHOLDS)
     return names if data.get("search") is None else tuple(name for name in names if name != "proposal_nms")
 

@@ -208,9 +208,12 @@ class Predictor:
         self._check(outputs, len(prepared.placements))
         dropped = int(outputs["overflow"].sum())
         if dropped:
+            merges = "merge" in self.thresholds
+            what = "windows above window_score" if merges else "candidate boxes above the score threshold"
+            remedy = "train with more candidates or a higher window_score" if merges else "export with a higher --score"
             warnings.warn(
-                f"{dropped} candidate boxes above the score threshold were dropped by the cap of "
-                f"{self.thresholds.get('candidates', 'the net')}: objects may be missing; export with a higher --score",
+                f"{dropped} {what} were dropped by the cap of {self.thresholds.get('candidates', 'the net')}: objects "
+                f"may be missing; {remedy}",
                 stacklevel=3,
             )
         return [self._of(index, placement, outputs) for index, placement in enumerate(prepared.placements)]

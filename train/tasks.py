@@ -22,7 +22,7 @@ from .data.proposals import KeptProposals, compute_proposals
 from .dense_batches import MainObjects, SemanticCanvases, collate_tensors
 from .evaluate import evaluate, match_predictions
 from .localisation_metrics import evaluate_localiser
-from .models import dense, proposal_losses, proposal_net, region
+from .models import dense, overfeat_eager, overfeat_losses, proposal_losses, proposal_net, region
 from .models.errors import ModelError
 from .models.localiser import eager as located
 from .models.localiser import losses as localisation_losses
@@ -129,6 +129,16 @@ TASKS: dict[str, Task] = {
         thresholds_of=proposal_net.thresholds_of,
         proposals_of=proposal_net.proposals_of,
         prepare=_search_proposals,
+    ),
+    "window-detection": replace(
+        _boxes("detection", masks=False),
+        items=lambda module, data, augmentation, seed: TrainingCanvases(
+            data, overfeat_eager.canvas_of(module), augmentation, seed
+        ),
+        losses=overfeat_losses.losses,
+        eager=overfeat_eager.eager,
+        canvas_of=overfeat_eager.canvas_of,
+        thresholds_of=overfeat_eager.thresholds_of,
     ),
     "instance-segmentation": _boxes("instance-segmentation", masks=True),
     "segmentation": Task(

@@ -85,7 +85,7 @@ int32_t regionrt_use(const char* name) {
     }
 #define REGIONRT_OPS(apply) \
     apply(roi_align) apply(roi_pool) apply(pyramid_pool) apply(warp) apply(nms) apply(proposals) apply(detections) \
-    apply(paste) apply(extents) apply(rle) apply(resize) apply(max_pool) apply(max_unpool)
+    apply(merge) apply(paste) apply(extents) apply(rle) apply(resize) apply(max_pool) apply(max_unpool)
 REGIONRT_OPS(REGIONRT_CALL)
 
 int64_t regionrt_sizeof(const char* function) {

@@ -7,7 +7,7 @@
 
 #include <stdint.h>
 
-#define REGIONRT_ABI 3
+#define REGIONRT_ABI 4
 
 #define REGIONRT_NO_MEMORY 1
 
@@ -115,6 +115,22 @@ typedef struct {
     int32_t threads;
 } regionrt_detections_call;
 
+// Final detections of a sliding-window net: boxes of windows, merged (plugins/merge).
+typedef struct {
+    const void* class_logits;    // [N, Q, K+1] of `logit_type`
+    const void* box_edges;       // [N, Q, 4K] or, class-agnostic, [N, Q, 4], of `logit_type`
+    const float* windows;        // [Q, 4]
+    const int32_t* image_sizes;  // [N, 2]
+    int32_t* num_detections;     // [N], out, like the rest
+    float* boxes;                // [N, D, 4]
+    float* scores;               // [N, D]
+    int32_t* labels;             // [N, D]
+    int32_t* overflow;           // [N]
+    float window_threshold, merge_threshold, score_threshold, min_size;
+    int32_t images, rows, classes, candidates, most, class_agnostic, logit_type;  // Q = rows, K = classes, D = most
+    int32_t threads;
+} regionrt_merge_call;
+
 // Instance masks at the resolution of the photo (plugins/mask_paste).
 typedef struct {
     const float* masks;      // [D, M, M]
@@ -200,6 +216,7 @@ REGIONRT_PUBLIC int32_t regionrt_warp(const regionrt_warp_call* call);
 REGIONRT_PUBLIC int32_t regionrt_nms(const regionrt_nms_call* call);
 REGIONRT_PUBLIC int32_t regionrt_proposals(const regionrt_proposals_call* call);
 REGIONRT_PUBLIC int32_t regionrt_detections(const regionrt_detections_call* call);
+REGIONRT_PUBLIC int32_t regionrt_merge(const regionrt_merge_call* call);
 REGIONRT_PUBLIC int32_t regionrt_paste(const regionrt_paste_call* call);
 REGIONRT_PUBLIC int32_t regionrt_extents(const regionrt_extents_call* call);
 REGIONRT_PUBLIC int32_t regionrt_rle(const regionrt_rle_call* call);

@@ -13,6 +13,7 @@ struct Table {
     int32_t (*nms)(const regionrt_nms_call*);
     int32_t (*proposals)(const regionrt_proposals_call*);
     int32_t (*detections)(const regionrt_detections_call*);
+    int32_t (*merge)(const regionrt_merge_call*);
     int32_t (*paste)(const regionrt_paste_call*);
     int32_t (*extents)(const regionrt_extents_call*);
     int32_t (*rle)(const regionrt_rle_call*);

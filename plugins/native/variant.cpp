@@ -7,6 +7,7 @@
 #include "../mask_paste/cpu.cpp"
 #include "../mask_paste/rle.cpp"
 #include "../max_unpool/cpu.cpp"
+#include "../merge/cpu.cpp"
 #include "../nms/cpu.cpp"
 #include "../proposals/cpu.cpp"
 #include "../pyramid_pool/cpu.cpp"
@@ -19,8 +20,8 @@
 namespace regionrt {
 namespace REGIONRT_VARIANT {
 
-extern const Table table = {roi_align, roi_pool, pyramid_pool, warp,   nms,      proposals, detections,
-                            paste,     extents,  rle,          resize, max_pool, max_unpool};
+extern const Table table = {roi_align, roi_pool, pyramid_pool, warp, nms,    proposals, detections,
+                            merge,     paste,    extents,      rle,  resize, max_pool,  max_unpool};
 
 }  // namespace REGIONRT_VARIANT
 }  // namespace regionrt

@@ -354,6 +354,11 @@ class StagedRunner:
         whole = [values[0] if len(found) == 1 else np.concatenate(values) for values in zip(*found, strict=True)]
         return dict(zip(step["outputs"], whole, strict=True))
 
+    def _merge(self, worker: _Worker, step: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+        options = {**step["attributes"], "class_agnostic": bool(step["attributes"]["class_agnostic"])}
+        found = native.merge(*(values[name] for name in step["inputs"]), threads=self.threads, **options)
+        return dict(zip(step["outputs"], found, strict=True))
+
 
 _OPS: dict[str, Callable[..., dict[str, Any]]] = {
     "RegionProposals": StagedRunner._proposals,
@@ -362,6 +367,7 @@ _OPS: dict[str, Callable[..., dict[str, Any]]] = {
     "RegionPyramidPool": StagedRunner._pyramid_pool,
     "RegionWarp": StagedRunner._warp,
     "RegionDetections": StagedRunner._detections,
+    "RegionMerge": StagedRunner._merge,
 }
 _POOLINGS = ("RegionRoiAlign", "RegionRoiPool", "RegionPyramidPool", "RegionWarp")
 """What gives a row for each RoI, from maps that are channels last."""

@@ -14,6 +14,7 @@ from .detections import DetectionArrays, detections
 from .library import NUMPY, About, about, usable_variants, using
 from .masks import paste_crops, paste_masks, paste_rles
 from .max_unpool import MaxPooled, max_pool, max_unpool
+from .merge import MergedArrays, merge
 from .nms import nms
 from .proposals import Proposals, proposals
 from .pyramid_pool import pyramid_pool, windows_of
@@ -26,12 +27,14 @@ __all__ = [
     "About",
     "DetectionArrays",
     "MaxPooled",
+    "MergedArrays",
     "Proposals",
     "about",
     "cells_of",
     "detections",
     "max_pool",
     "max_unpool",
+    "merge",
     "narrowed",
     "nms",
     "paste_crops",

@@ -17,6 +17,14 @@ def exp(values: np.ndarray) -> np.ndarray:
         return np.exp(values.astype(np.float64))
 
 
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Probabilities float32 [R, K] of each row of logits; a row with a NaN or an inf has none."""
+    with np.errstate(invalid="ignore"):
+        exponents = exp(logits - logits.max(1, keepdims=True))
+        # np.add.accumulate: one after the other, as in C++; np.sum would add pairwise
+        return (exponents / np.add.accumulate(exponents, axis=1)[:, -1:]).astype(np.float32)
+
+
 def sigmoid(logits: np.ndarray) -> np.ndarray:
     """float32 of float32."""
     return (1 / (1 + exp(-logits))).astype(np.float32)

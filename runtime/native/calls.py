@@ -56,6 +56,12 @@ CALLS = {
         (_FLOAT * 4, "box_weights"),
         (_INT, "images rows classes candidates most class_agnostic logit_type threads"),
     ),
+    "merge": _layout(
+        "MergeCall",
+        (_POINTER, "class_logits box_edges windows image_sizes num_detections boxes scores labels overflow"),
+        (_FLOAT, "window_threshold merge_threshold score_threshold min_size"),
+        (_INT, "images rows classes candidates most class_agnostic logit_type threads"),
+    ),
     "paste": _layout(
         "PasteCall",
         (_POINTER, "masks boxes offsets out"),

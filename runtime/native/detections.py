@@ -132,12 +132,7 @@ def _in_numpy(
     for values, padding in zip(found, (0, 0, -1, -1, -1, 0), strict=True):
         values[:] = padding
     for image, real in enumerate(counts):
-        logits = arrays.widened(class_logits[image, :real])
-        with np.errstate(invalid="ignore"):  # a row with a NaN or an inf has no probabilities
-            exponents = box_math.exp(logits - logits.max(1, keepdims=True))
-            # np.add.accumulate: one after the other, as in C++; np.sum would add pairwise
-            totals = np.add.accumulate(exponents, axis=1)[:, -1:]
-            probabilities = (exponents / totals).astype(np.float32)[:, 1:].ravel()
+        probabilities = box_math.softmax(arrays.widened(class_logits[image, :real]))[:, 1:].ravel()
         above = np.flatnonzero(probabilities > np.float32(options["score_threshold"]))
         best = above[np.argsort(-probabilities[above], kind="stable")][:cap]
         found.overflow[image] = len(above) - len(best)

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from .calls import CALLS
 
-ABI = 3
+ABI = 4
 """Of the library that this package can call: REGIONRT_ABI in plugins/native/regionrt.h."""
 
 PATH = Path(__file__).with_name("libregionrt.so")

@@ -27,6 +27,7 @@ _OUTPUTS = {  # type (None: of the first input) and rank
     "RegionWarp": ((None, 5),),
     "RegionProposals": ((_FLOAT, 3), (_FLOAT, 2), (_INT, 1)),
     "RegionDetections": ((_INT, 1), (_FLOAT, 3), (_FLOAT, 2), (_INT, 2), (_INT, 2), (_INT, 1)),
+    "RegionMerge": ((_INT, 1), (_FLOAT, 3), (_FLOAT, 2), (_INT, 2), (_INT, 1)),
     "RegionMaxPool": ((None, 4), (_INT, 4)),
     "RegionMaxUnpool": ((None, 4),),
 }
@@ -121,6 +122,18 @@ def _detections_on_cpu(inputs, attributes):
     return native.detections(*inputs, out=out, **attributes | {"class_agnostic": bool(attributes["class_agnostic"])})
 
 
+def _merge_on_cpu(inputs, attributes):
+    images, most = len(inputs[0]), attributes["max_detections"]
+    out = native.MergedArrays(
+        np.full(images, -7, np.int32),
+        np.full((images, most, 4), np.nan, np.float32),
+        np.full((images, most), np.nan, np.float32),
+        np.full((images, most), -7, np.int32),
+        np.full(images, -7, np.int32),
+    )
+    return native.merge(*inputs, out=out, **attributes | {"class_agnostic": bool(attributes["class_agnostic"])})
+
+
 def _max_pool_on_cpu(inputs, attributes):
     (x,) = inputs
     shape = native.max_pool(x, **attributes).values.shape
@@ -142,6 +155,7 @@ _ON_CPU: dict[str, Callable] = {
     "RegionNms": _nms_on_cpu,
     "RegionProposals": _proposals_on_cpu,
     "RegionDetections": _detections_on_cpu,
+    "RegionMerge": _merge_on_cpu,
     "RegionMaxPool": _max_pool_on_cpu,
     "RegionMaxUnpool": _max_unpool_on_cpu,
 }

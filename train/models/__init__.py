@@ -17,6 +17,7 @@ from .faster_rcnn import faster_rcnn
 from .fcn import FcnConfig, fcn
 from .localiser import LocaliserConfig, localiser
 from .mask_rcnn import mask_rcnn
+from .overfeat import OverfeatConfig, overfeat
 from .rcnn import RcnnConfig, rcnn
 from .segnet import SegnetConfig, segnet
 from .sppnet import SppnetConfig, sppnet
@@ -58,6 +59,9 @@ def _ours(build: Callable[[Any, Sequence[str]], nn.Module], config: Any, task: s
 MODELS: dict[str, Model] = {
     "faster_rcnn": _ours(faster_rcnn, RegionConfig(), "detection", "Faster R-CNN, choice of backbone"),
     "mask_rcnn": _ours(mask_rcnn, RegionConfig(), "instance-segmentation", "Mask R-CNN, choice of backbone"),
+    "overfeat": _ours(
+        overfeat, OverfeatConfig(), "window-detection", "OverFeat: all windows of six scales; choice of backbone"
+    ),
     "rcnn": _ours(rcnn, RcnnConfig(), "proposal-detection", "R-CNN: proposals warped to one size; choice of backbone"),
     "sppnet": _ours(
         sppnet, SppnetConfig(), "proposal-detection", "SPPnet: a pyramid of each proposal; choice of backbone"
@@ -89,7 +93,7 @@ MODELS: dict[str, Model] = {
 
 def build_model(name: str, config: Mapping[str, Any], labels: Sequence[str]) -> nn.Module:
     """A model in eval mode, randomly initialised: a torchvision FasterRCNN or MaskRCNN, or a
-    `ProposalNet`, `DenseNet` or `Localiser`.
+    `ProposalNet`, `Overfeat`, `DenseNet` or `Localiser`.
 
     labels: names by index, except for segmentation with `__background__` first. ModelError for an unknown name or
     option, and for labels that are not so.

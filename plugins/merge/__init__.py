@@ -1,0 +1,1 @@
+"""Greedy merging of the boxes that windows predict (RegionMerge)."""

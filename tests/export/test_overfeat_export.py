@@ -1,0 +1,115 @@
+"""OverFeat as a bundle: every form equals eager, on every CPU backend, and says what it cannot be."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny_overfeat import LABELS, tiny
+
+import regionrt.runtime as rt
+from regionrt.export import ExportOptions, export_bundle
+from regionrt.export.bundle import Prepared
+from regionrt.export.errors import ExportError
+from regionrt.export.units import units_of
+from regionrt.export.verify import verify
+from regionrt.runtime.bundle import Manifest
+from regionrt.train.models.errors import ModelError
+from regionrt.train.torch_runner import torch_predictor
+
+
+@dataclass(frozen=True)
+class Made:
+    """A module, the bundle made of it, and its graph, for bundles of other forms. Tests leave them as they are."""
+
+    module: torch.nn.Module
+    bundle: Path
+    prepared: Prepared
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    module = tiny(class_agnostic=False)
+    bundle = tmp_path_factory.mktemp("overfeat") / "bundle"
+    prepared = Prepared()
+    return Made(module, export_bundle(module, bundle, ExportOptions(), labels=LABELS, prepared=prepared), prepared)
+
+
+def photos(*sizes: tuple[int, int]) -> list[np.ndarray]:
+    rng = np.random.default_rng(0)
+    return [np.kron(rng.integers(0, 256, (-(-h // 8), -(-w // 8), 3)), np.ones((8, 8, 1))).astype(np.uint8)[:h, :w]
+            for h, w in sizes]  # fmt: skip
+
+
+def test_every_form_equals_eager(made: Made) -> None:
+    images = [(str(n), photo) for n, photo in enumerate(photos((60, 90), (90, 60), (40, 40)))]
+    verdicts = verify(made.bundle, made.module, images, batches=(1, 3))
+    assert {verdict.form for verdict in verdicts} == {"staged", "native", "portable"}
+    for verdict in verdicts:
+        assert verdict.first_difference is None
+        assert {"class_logits", "box_edges", "boxes"} <= {check.value for check in verdict.checks}
+        assert all(found.matched == found.eager == found.artefact for found in verdict.agreements)
+        assert verdict.agreements[0].eager >= 6
+
+
+def test_a_bundle_says_how_it_merges(made: Made) -> None:
+    manifest = Manifest.read(made.bundle)
+    assert manifest.task == "detection"
+    assert manifest.thresholds == {
+        "score": 0.2, "window_score": 0.4, "merge": 0.4, "detections": 12, "candidates": 40
+    }  # fmt: skip
+    for artifact in manifest.artifacts:
+        assert [unit.op for unit in units_of(manifest, artifact) if unit.op] == ["RegionMerge"]
+
+
+@pytest.mark.parametrize("form", ["staged", "native"])
+def test_thresholds_are_in_the_artefact(made: Made, form: str) -> None:
+    photo = photos((60, 90))[0]
+    with rt.load(made.bundle, form=form) as predict, torch_predictor(made.module, LABELS) as eager:
+        found, wanted = predict(photo), eager(photo)
+    assert len(found) == len(wanted) > 0
+    assert (found.scores > 0.2).all()
+    np.testing.assert_allclose(found.boxes_xyxy, wanted.boxes_xyxy, atol=1e-2)
+
+
+def test_another_size_lays_its_own_windows(tmp_path: Path) -> None:
+    module = tiny(windows=[40])
+    bundle = export_bundle(module, tmp_path / "bundle", ExportOptions(ops=("staged",), size=(80, 104)), labels=LABELS)
+    (verdict, *_) = verify(bundle, module, [("one", photos((80, 104))[0])], batches=(1,))
+    assert verdict.first_difference is None
+    assert verdict.agreements[0].eager > 0
+
+
+def test_half_precision_is_near(made: Made, tmp_path: Path) -> None:
+    options = ExportOptions(precision="fp16", ops=("native",))
+    bundle = export_bundle(made.module, tmp_path / "bundle", options, labels=LABELS, prepared=made.prepared)
+    images = [(str(n), photo) for n, photo in enumerate(photos((60, 90), (64, 64)))]
+    (verdict,) = verify(bundle, made.module, images, batches=(1,))
+    assert all(check.passed for check in verdict.checks if check.value in ("class_logits", "box_edges"))
+
+
+def test_there_is_no_plugin_that_merges(made: Made, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="RegionMerge has no form 'plugin': choose one of native, portable"):
+        export_bundle(
+            made.module, tmp_path / "bundle", ExportOptions(ops=("plugin",)), labels=LABELS, prepared=made.prepared
+        )
+    assert not (tmp_path / "bundle").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "words"),
+    [
+        (ExportOptions(dynamic=True), ModelError, "follow from the canvas"),
+        (ExportOptions(nms=0.5), ExportError, "nms: OverFeat merges"),
+        (ExportOptions(proposals=9), ExportError, "proposals: OverFeat merges"),
+    ],
+)
+def test_what_it_cannot_be_is_refused(
+    tmp_path: Path, options: ExportOptions, error: type[Exception], words: str
+) -> None:
+    with pytest.raises(error, match=words):
+        export_bundle(tiny(), tmp_path / "bundle", options, labels=LABELS)
+    assert not (tmp_path / "bundle").exists()

@@ -1,0 +1,286 @@
+"""OverFeat: dense outputs are those of the windows, offsets are what the paper says, negatives, losses, merging."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from tiny_overfeat import LABELS, tiny
+
+from regionrt.plugins.merge import reference
+from regionrt.train.models import ModelError, build_model
+from regionrt.train.models.overfeat import Overfeat
+from regionrt.train.models.overfeat_eager import boxes_of, canvas_of, eager, merged_boxes
+from regionrt.train.models.overfeat_losses import edges_of, losses, matched, windows_of
+from regionrt.train.models.valid_nets import VALID_NETS, valid_net
+
+# fp32 convolutions add up in another order for another size of map; logits reach 10 here.
+SAME = 1e-4
+PAPER_SIZES = {245: 17, 281: 20, 317: 23, 389: 29, 425: 32, 461: 35, 569: 44}  # table 5: px, cells before the pooling
+
+
+@pytest.mark.parametrize(
+    "config",
+    [{}, {"fine": False}, {"pool": 2, "kernel": 3}, {"class_agnostic": False}],
+    ids=str,
+)
+def test_dense_outputs_are_those_of_each_window_cut_out(config):
+    module = tiny(**config)
+    x = torch.randn(2, 3, 64, 96)
+    logits, edges = module(x)
+    layout = module.layout(x.shape[2:])
+    assert logits.shape[1] == edges.shape[1] == len(layout.windows) == sum(s.rows * s.columns for s in layout.scales)
+    assert len(layout.windows) > 20 if module.config.fine else len(layout.windows) >= 2
+    for image in range(2):
+        start = 0
+        for number, scale in enumerate(layout.scales):
+            crops = module.crops(x[image], number)
+            assert crops.shape[2] == module.sliding.side + 2 * module.sliding.margin
+            one, other = module.of_crops(crops)
+            of_scale = slice(start, start + scale.rows * scale.columns)
+            torch.testing.assert_close(one, logits[image, of_scale], atol=SAME, rtol=SAME)
+            torch.testing.assert_close(other, edges[image, of_scale], atol=SAME, rtol=SAME)
+            start = of_scale.stop
+
+
+def test_windows_lie_where_they_are_cut_out():
+    """A bright dot on the canvas shows in the windows that hold it, and at the place where they say it is."""
+    module = tiny(windows=[40])
+    layout = module.layout((64, 96))
+    canvas = torch.zeros(3, 64, 96)
+    canvas[:, 40, 70] = 1
+    crops = module.crops(canvas, 0)[:, 0]  # [Q, s, s]
+    inner = module.sliding.side
+    for window, crop in zip(layout.windows, crops, strict=True):
+        left, top, right, bottom = window.tolist()
+        place = crop.argmax()
+        y, x = (float(v) - module.sliding.margin + 0.5 for v in divmod(int(place), crop.shape[1]))
+        at_x, at_y = left + x / inner * (right - left), top + y / inner * (bottom - top)
+        holds = left < 69.5 and right > 71.5 and top < 39.5 and bottom > 41.5
+        if holds:
+            assert crop.max() > 0.2
+            assert abs(at_x - 70.5) < 1
+            assert abs(at_y - 40.5) < 1
+    assert layout.windows[0].tolist()[:2] == [0, 0]
+    assert layout.windows[-1].tolist()[2:] == [96, 64]
+
+
+def test_the_fine_stride_is_the_pooling_at_every_offset_interleaved():
+    """Figure 3: pool at the offsets (Δx, Δy), slide the classifier over each map, and lay the results side by side."""
+    module = tiny()
+    pool = module.pool
+    x = torch.randn(1, 3, 64, 96)
+    scale = module.layout((64, 96)).scales[0]
+    map_ = module.backbone["body"](module.sliding.resized(x, scale))
+    fine, _ = module.of_map(module.features(x, scale))
+    weight, bias = module.classifier.fc6.weight, module.classifier.fc6.bias
+    woven = torch.full_like(fine, torch.nan)
+    for dy in range(pool):
+        for dx in range(pool):
+            pooled = F.max_pool2d(map_[..., dy:, dx:], pool, pool)
+            if min(pooled.shape[2:]) < weight.shape[-1]:
+                continue
+            hidden = F.relu(module.classifier.fc7(F.relu(F.conv2d(pooled, weight, bias))))
+            of_offset = module.classifier.last(hidden)
+            target = woven[..., dy::pool, dx::pool]
+            woven[..., dy::pool, dx::pool] = of_offset[..., : target.shape[2], : target.shape[3]]
+    torch.testing.assert_close(woven, fine, atol=SAME, rtol=SAME)
+
+
+@pytest.mark.parametrize("name", ["fast", "accurate"])
+def test_the_papers_nets_have_the_papers_maps(name):
+    """Tables 1, 3 and 5, on nets of a few channels: sizes do not depend on widths."""
+    net = valid_net(name)
+    pool_and_kernel = net.pool * net.kernel
+    assert net.cell + net.stride * (pool_and_kernel - 1) == {"fast": 231, "accurate": 221}[name]
+    assert (net.stride, net.channels) == {"fast": (16, 1024), "accurate": (12, 1024)}[name]
+    widths = [layer.out_channels for layer in net.build() if isinstance(layer, torch.nn.Conv2d)]
+    assert widths == {"fast": [96, 256, 512, 1024, 1024], "accurate": [96, 256, 512, 512, 1024, 1024]}[name]
+    sizes = PAPER_SIZES if name == "accurate" else {231: 12}
+    for px, cells in sizes.items():
+        assert (px - net.cell) // net.stride + 1 == cells
+
+
+@pytest.mark.parametrize("name", VALID_NETS)
+def test_a_cell_sees_its_window_and_margin_and_nothing_else(name):
+    """By the gradient of one cell, on a net whose weights are all positive."""
+    net = valid_net(name)
+    body = net.build()
+    for layer in body.children() if name != "squeezenet1_1" else ():
+        if isinstance(layer, torch.nn.Conv2d):  # of two channels: where a cell looks does not depend on their number
+            layer.weight = torch.nn.Parameter(layer.weight[:2, : min(layer.in_channels, 2 + (layer.in_channels == 3))])
+            layer.bias = torch.nn.Parameter(layer.bias[:2])
+    for parameter in body.parameters():
+        parameter.data.fill_(0.01)
+    seen = net.cell + 2 * net.margin
+    x = torch.rand(1, 3, seen + net.stride, seen + net.stride, requires_grad=True)
+    out = body(x)
+    assert out.shape[2:] == (2, 2)
+    out[0, 0, 1, 1].backward()
+    assert x.grad is not None
+    assert (x.grad[..., : net.stride, :] == 0).all()
+    assert (x.grad[..., : net.stride] == 0).all()
+    assert body(x[..., :seen, :seen]).shape[2:] == (1, 1)
+
+
+def test_windows_and_their_boxes():
+    windows = torch.tensor([[10.0, 20, 50, 60], [0, 0, 10, 20]])
+    boxes = torch.tensor([[14.0, 16, 40, 70], [0, 0, 10, 20]])
+    edges = edges_of(boxes, windows)
+    torch.testing.assert_close(edges, torch.tensor([[0.1, -0.1, 0.75, 1.25], [0, 0, 1, 1]]))
+    torch.testing.assert_close(boxes_of(edges, windows), boxes)
+    np.testing.assert_allclose(reference.boxes_of(edges.numpy(), windows.numpy()), boxes, atol=1e-5)
+
+
+def test_what_windows_are_matched_to():
+    module = tiny(windows=[20, 40])
+    windows = module.layout((64, 96)).windows
+    size = torch.tensor([64, 48])  # the right half of the canvas is empty
+    boxes = torch.tensor([[0.0, 0, 40, 40], [30, 30, 34, 34]])  # the second fits no window
+    found = matched(windows, boxes, size, module.config)
+    overlap = (windows[:, None, 2:].minimum(boxes[:, 2:]) - windows[:, None, :2].maximum(boxes[:, :2])).clamp(min=0)
+    shared = overlap.prod(-1)
+    iou = shared / ((windows[:, 2:] - windows[:, :2]).prod(1)[:, None] + (boxes[:, 2:] - boxes[:, :2]).prod(1) - shared)
+    assert set(found.foreground.tolist()) == set(torch.where(iou.max(1).values >= 0.5)[0].tolist())
+    assert (iou[found.background] < 0.3).all()
+    centers = (windows[found.background, 0] + windows[found.background, 2]) / 2
+    assert (centers < 48).all()
+    assert not set(found.foreground.tolist()) & set(found.background.tolist())
+    nothing = matched(windows, boxes[:0], size, module.config)
+    assert len(nothing.foreground) == 0
+    assert len(nothing.background) > len(found.background)
+
+
+def test_each_object_has_a_window_where_one_comes_near():
+    module = tiny(windows=[20])
+    windows = module.layout((64, 96)).windows
+    boxes = torch.tensor([[20.0, 20, 32, 32]])
+    found = matched(windows, boxes, torch.tensor([64, 96]), module.config)
+    assert len(found.foreground) == 1
+
+
+def test_sampled_windows_are_read_as_the_dense_net_reads_them():
+    module = tiny()
+    x = torch.randn(2, 3, 64, 96)
+    layout = module.layout((64, 96))
+    logits, edges = module(x)
+    maps = [module.features(x, scale) for scale in layout.scales]
+    chosen = torch.randperm(len(layout.windows))[:17]
+    for image in range(2):
+        read = windows_of(maps, layout, image, chosen, module)
+        one, other = (value.flatten(1) for value in module.of_map(read))
+        torch.testing.assert_close(one, logits[image, chosen], atol=SAME, rtol=SAME)
+        torch.testing.assert_close(other, edges[image, chosen], atol=SAME, rtol=SAME)
+
+
+def batch(boxes=((10.0, 10, 50, 50),), labels=(2,)):
+    images = torch.randint(0, 256, (1, 64, 96, 3), dtype=torch.uint8)
+    target = {"boxes": torch.tensor(boxes).reshape(-1, 4), "labels": torch.tensor(labels, dtype=torch.long)}
+    return images, torch.tensor([[64, 96]]), [target]
+
+
+def test_losses_fall_with_training():
+    torch.manual_seed(0)
+    module = tiny(class_agnostic=False).train()
+    given = batch()
+    optimizer = torch.optim.Adam(module.parameters(), 0.003)
+    history = []
+    for _ in range(25):
+        found = losses(module, *given)
+        assert set(found) == {"loss_class", "loss_box"}
+        optimizer.zero_grad()
+        torch.stack(list(found.values())).sum().backward()
+        optimizer.step()
+        history.append({name: value.item() for name, value in found.items()})
+    assert history[-1]["loss_class"] < 0.5 * history[0]["loss_class"]
+    assert history[-1]["loss_box"] < 0.5 * history[0]["loss_box"]
+
+
+def test_an_image_without_objects_teaches_the_background():
+    module = tiny().train()
+    found = losses(module, *batch((), ()))
+    assert found["loss_class"] > 0
+    assert found["loss_box"] == 0
+    found["loss_class"].backward()
+
+
+@pytest.mark.parametrize("joint", [True, False])
+def test_boxes_teach_the_features_where_they_are_to(joint):
+    module = tiny(joint=joint).train()
+    losses(module, *batch())["loss_box"].backward()
+    moved = [p.grad is not None and bool((p.grad != 0).any()) for p in module.backbone.parameters()]
+    assert any(moved) == joint
+
+
+def test_offending_backgrounds_are_preferred():
+    """Of the backgrounds that are looked at, those that the classifier is least sure of are learnt from."""
+    from regionrt.train.models.overfeat_losses import _sampled
+
+    module = tiny(windows_per_image=12, offending=1.0, windows=[20])
+    _, sizes, targets = batch()
+    x = torch.randn(1, 3, 64, 96)
+    layout = module.layout((64, 96))
+    maps = [module.features(x, scale) for scale in layout.scales]
+    matches = matched(layout.windows, targets[0]["boxes"], sizes[0], module.config)
+    sure = module(x)[0].softmax(-1)[0, :, 0]
+    chosen = _sampled(module, maps, layout, 0, matches)
+    background = chosen[torch.isin(chosen, matches.background)]
+    assert len(chosen) == 12
+    assert len(chosen.unique()) == 12
+    assert sure[background].mean() < sure[matches.background].median()
+
+
+def test_eager_merges_as_the_op_does():
+    module = tiny(class_agnostic=False)
+    images = torch.randint(0, 256, (2, 64, 96, 3), dtype=torch.uint8)
+    sizes = torch.tensor([[64, 96], [50, 60]], dtype=torch.int32)
+    found = eager(module, images, sizes)
+    heads = module.heads
+    wanted = reference.merge(
+        found["class_logits"].numpy(), found["box_edges"].numpy(), found["windows"].numpy(), sizes.numpy(),
+        window_threshold=heads.window_score, merge_threshold=heads.merge, score_threshold=heads.score,
+        max_detections=heads.detections, candidates=heads.candidates,
+    )  # fmt: skip
+    assert found["num_detections"].min() > 1
+    for name, value in wanted._asdict().items():
+        np.testing.assert_allclose(found[name].numpy(), value, atol=1e-4, err_msg=name)
+
+
+def test_nothing_to_merge():
+    boxes, sums = merged_boxes(torch.zeros(0, 4), torch.zeros(0), 0.7)
+    assert len(boxes) == len(sums) == 0
+    boxes, sums = merged_boxes(torch.tensor([[0.0, 0, 4, 4]]), torch.tensor([0.5]), 0.7)
+    assert boxes.tolist() == [[0, 0, 4, 4]]
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"backbone": "mobilenet_v2"}, "windows need a net without padding: choose one of squeezenet1_1, fast"),
+        ({"windows": [500]}, "windows of 500 px on a canvas of 64x96 px"),
+        ({"windows": []}, "give the sides of at least one"),
+        ({"merge": 2.5}, "merge 2.5: give a number from 0"),
+        ({"window_score": 1.5}, "window_score 1.5"),
+        ({"background_iou": 0.6}, "background_iou 0.6: give at most foreground_iou"),
+        ({"classifier": [8]}, "widths of two layers"),
+        ({"candidates": 5000}, "give at most 3840"),
+        ({"box_weight": -1.0}, "box_weight -1.0: give 0 or more"),
+        ({"kernels": 2}, "unknown option 'kernels'"),
+    ],
+)
+def test_options_that_cannot_be(config, words):
+    with pytest.raises(ModelError, match=words):
+        build_model("overfeat", {"size": [64, 96], **config}, LABELS)
+
+
+def test_a_dynamic_canvas_is_refused():
+    with pytest.raises(ModelError, match="leave --dynamic out"):
+        canvas_of(tiny(), dynamic=True)
+
+
+def test_windows_grow_with_the_canvas():
+    module = tiny(windows=[20])
+    assert isinstance(module, Overfeat)
+    side = [float(module.layout(size).windows[0, 3]) for size in ((64, 96), (128, 192))]
+    assert abs(side[1] / side[0] - 2) < 0.1
