@@ -15,12 +15,17 @@ import torch
 from .child import Tell, answer, given_job
 from .seeds_inputs import load_inputs
 from .seeds_options import CaseOptions
+from .seeds_overfeat import measure_overfeat
 from .seeds_requests import measure_requests
 from .seeds_schema import Comparison, SeedCase
 from .seeds_training import measure_training
 
 Subject = Callable[[Sequence[np.ndarray], Sequence[np.ndarray], CaseOptions, Tell], list[Comparison]]
-CASES: dict[str, Subject] = {"requests": measure_requests, "training": measure_training}
+CASES: dict[str, Subject] = {
+    "requests": measure_requests,
+    "training": measure_training,
+    "overfeat": measure_overfeat,
+}
 
 
 def main() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -46,7 +46,7 @@ def seed_net(key: str, options: CaseOptions, photo: np.ndarray, proposals: np.nd
     return module
 
 
-def placed(module: ProposalNet, photo: np.ndarray) -> tuple[Tensor, Tensor]:
+def placed(module: nn.Module, photo: np.ndarray) -> tuple[Tensor, Tensor]:
     """uint8 [1, H, W, 3] with the photo at the top left of the module's canvas, and its size [1, 2]."""
     canvas = np.zeros((1, *module.config.size, 3), np.uint8)
     canvas[0, : photo.shape[0], : photo.shape[1]] = photo
@@ -58,7 +58,7 @@ def _calibrate(module: ProposalNet, images: Tensor, sizes: Tensor, rois: Tensor)
     """Each layer's outputs get a standard deviation of 1, in one pass; the last ones' what makes some detections."""
     head = module.head
     pooled: list[Tensor] = []
-    with _unit_spread(module), _seen(head, pooled):
+    with unit_spread(module, [head.cls_score, head.bbox_pred]), _seen(head, pooled):
         feature = module.features(normalised(module, images, sizes))
         module.classify(module.pool(feature, rois[None], torch.tensor([len(rois)], dtype=torch.int32))[0])
     rows = pooled[0].flatten(1)
@@ -69,9 +69,8 @@ def _calibrate(module: ProposalNet, images: Tensor, sizes: Tensor, rois: Tensor)
 
 
 @contextmanager
-def _unit_spread(module: ProposalNet) -> Iterator[None]:
-    """Within it, layers before the last ones scale their weights as they run, to outputs with a spread of 1."""
-    last = {module.head.cls_score, module.head.bbox_pred}
+def unit_spread(module: nn.Module, last: Sequence[nn.Module]) -> Iterator[None]:
+    """Within it, layers other than the `last` ones scale their weights as they run, to outputs with a spread of 1."""
 
     def scale(layer: nn.Module, _: tuple[Tensor, ...], out: Tensor) -> Tensor:
         spread = out.std().clamp_min(1e-12)

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from regionrt.bench.suites import seeds_requests, seeds_training
+from regionrt.bench.suites import seeds_compare, seeds_training
 from regionrt.bench.suites.seeds_inputs import seed_inputs
 from regionrt.bench.suites.seeds_nets import placed, seed_net
 from regionrt.bench.suites.seeds_options import CaseOptions
+from regionrt.bench.suites.seeds_overfeat import _WindowBatches, measure_overfeat, overfeat_net
 from regionrt.bench.suites.seeds_requests import measure_requests
 from regionrt.bench.suites.seeds_training import measure_training
 from regionrt.runtime.errors import BackendError
@@ -37,7 +38,7 @@ def inputs():
 @pytest.fixture(scope="module")
 def measured(inputs):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(seeds_requests, "OpenVinoStages", _no_bf16)
+        patch.setattr(seeds_compare, "OpenVinoStages", _no_bf16)
         found = measure_requests(inputs.photos, inputs.proposals, options(), lambda text: None)
     return {one.key: one for one in found}
 
@@ -84,13 +85,38 @@ def test_steps_of_a_request_are_told(measured):
 
 
 def test_what_takes_little_is_measured_whole_and_bf16_has_its_own_row(inputs, monkeypatch):
-    monkeypatch.setattr(seeds_requests, "OpenVinoStages", lambda precision, threads: None)
+    monkeypatch.setattr(seeds_compare, "OpenVinoStages", lambda precision, threads: None)
     given = options(nets=("rcnn",), rows=(TORCH_BF16,), whole_seconds=60.0, profile_rounds=0, proposals=6)
     (one,) = measure_requests(inputs.photos, [boxes[:6] for boxes in inputs.proposals], given, lambda text: None)
     assert (one.base.factor, one.base.measured) == (1.0, "whole")
     (bf16,) = one.rows
     assert bf16.latency is not None
     assert not bf16.ours
+
+
+def test_the_windows_are_exactly_those_of_the_dense_form(inputs):
+    module = overfeat_net(options(), inputs.photos[0])
+    logits, edges = _WindowBatches(module, inputs.photos[0], 16).all()
+    with torch.no_grad():
+        dense = module(normalised(module, *placed(module, inputs.photos[0])))
+    assert len(logits) == len(module.layout(module.config.size).windows)
+    torch.testing.assert_close(logits, dense[0][0], rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(edges, dense[1][0], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("whole_seconds", [0.0, 60.0], ids=["in parts", "whole"])
+def test_overfeats_dense_form_beside_its_windows(inputs, whole_seconds):
+    rows = (ORT,) if whole_seconds else ()
+    given = options(rows=rows, whole_seconds=whole_seconds)
+    (one,) = measure_overfeat(inputs.photos, inputs.proposals, given, lambda text: None)
+    windows = int(one.notes[0].split(" net, ")[1].split()[0])
+    size = int(one.base.name.split()[-3])
+    assert one.base.factor == (1.0 if whole_seconds else windows / size)
+    assert one.rows[0].over_base.ratio == pytest.approx(one.base.latency.p50_ms / one.rows[0].latency.p50_ms)
+    if rows:
+        assert one.rows[1].matched == 1.0, one.rows[1].reason
+        assert "0 detections" not in one.notes[1]
+        assert one.rows[1].shares is not None
 
 
 def test_random_weights_keep_the_spread_of_activations(inputs):
