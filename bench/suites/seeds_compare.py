@@ -75,11 +75,11 @@ def compare(
         comparison.notes.append(
             f"{len(expected)} detections to match; load average {os.getloadavg()[0]:.1f} when it ended"
         )
-        for row in comparison.rows:
-            if options.profile_rounds and candidate is None and row.ours and row.latency is not None:
-                photos, proposals = zip(*requests, strict=True)
-                given = None if proposals[0] is None else proposals
-                row.shares = shares_of(opened[row.id], photos, options.profile_rounds, given)
+        fastest = comparison.best(ours=True)
+        if options.profile_rounds and candidate is None and fastest is not None:
+            photos, proposals = zip(*requests, strict=True)
+            given = None if proposals[0] is None else proposals
+            fastest.shares = shares_of(opened[fastest.id], photos, options.profile_rounds, given)
         for predict in (baseline, *opened.values()):
             predict.close()
 

@@ -38,7 +38,7 @@ def time_candidates(candidates: Sequence[Candidate], timing: TimingOptions) -> N
         one.row.over_base = speedup(base, one.row.latency)
 
 
-def fastest(calls: Mapping[Any, Callable[[], Any]], items: Mapping[Any, int], rounds: int = 2) -> tuple[Any, float]:
+def fastest(calls: Mapping[Any, Callable[[], Any]], items: Mapping[Any, int], rounds: int = 1) -> tuple[Any, float]:
     """The key whose call takes the least for one of its items, and how many seconds that is."""
     timings = measure({str(key): call for key, call in calls.items()}, TimingOptions(1, 0.0, rounds=rounds))
     of_item = {key: timings[str(key)].min_ms * 1e-3 / items[key] for key in calls}

@@ -37,7 +37,8 @@ class CaseOptions:
     longer at most 1000) makes of a photo of 3 : 4. nets: keys of `NETS`, whose requests are measured. representation:
     width of fc6 and fc7. regions: of each photo in a training step. seconds, least_rounds: of each comparison.
     whole_seconds: what takes less is measured as a whole. crop_batches, training_batches: how many crops at once are
-    tried for R-CNN. crop: side of R-CNN's crops in px; None: its paper's.
+    tried for R-CNN. profile_rounds: requests by which the steps of the fastest artefact are told; 0: not. crop: side of
+    R-CNN's crops in px; None: its paper's.
     """
 
     backbone: str = "vgg16"
@@ -50,11 +51,11 @@ class CaseOptions:
     rows: tuple[str, ...] = tuple(ROWS)
     threads: int = 1
     seconds: float = 30.0
-    least_rounds: int = 4
+    least_rounds: int = 3
     whole_seconds: float = 60.0
-    crop_batches: tuple[int, ...] = (1, 8, 32)
+    crop_batches: tuple[int, ...] = (1, 4, 16)
     training_batches: tuple[int, ...] = (4, 16)
-    profile_rounds: int = 2
+    profile_rounds: int = 1
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -70,12 +70,12 @@ class SeedsReport:
             "",
             "## Ratios",
             "",
-            "| | paper | PyTorch ÷ PyTorch | PyTorch's R-CNN ÷ ours | asked | |",
+            "| | paper | PyTorch ÷ PyTorch | PyTorch ÷ ours | asked | |",
             "|---|---|---|---|---|---|",
         ]
         for one in (one for case in self.cases for one in case.comparisons if one.key != "rcnn"):
             of_torch, ours = (_ratio(row.over_base if row else None) for row in (one.best(False), one.best(True)))
-            asked = f"{'ours' if one.judged == 'ours' else ''} ≥ {one.asked:g}×" if one.asked else ""
+            asked = f"{'ours ' * (one.judged == 'ours')}≥ {one.asked:g}×" if one.asked else ""
             lines.append(f"| {one.title} | {one.paper} | {of_torch} | {ours} | {asked} | {one.verdict} |")
         if (whole := self.whole_training) is not None:
             lines += [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -42,11 +42,16 @@ def measure_training(
     rcnn = seed_net("rcnn", options, photos[0], proposals[0])
     sizes = sorted({min(size, regions) for size in options.training_batches})
     batches = {size: _CropBatches(rcnn, pairs, size, regions) for size in sizes}
-    size, seconds = fastest(batches, {size: size for size in sizes}, rounds=1)
+    size, seconds = fastest(batches, {size: size for size in sizes})
     update = _Update(rcnn)
     row = SeedRow("rcnn-step", f"R-CNN, {size} crops at once, gradients added up", ours=False)
     if seconds * regions <= options.whole_seconds:
-        base = Candidate(row, _whole_step(batches[size], regions // size, update))
+
+        def step() -> None:
+            batches[size].step()
+            update()
+
+        base = Candidate(row, step)
     else:
         row.factor = regions / size
         row.measured = f"batches of {size} of {regions} crops, and an update"
@@ -68,8 +73,9 @@ def measure_training(
 def whole_training(step: Comparison, request: SeedRow) -> float | None:
     """R-CNN's whole training ÷ Fast R-CNN's, per photo, from what was measured of their parts; None without those.
 
-    Each visits a photo `VISITS` times with half a step; R-CNN then computes the features of all its proposals once,
-    which its SVMs and regressors are fitted on (request: PyTorch's). Fitting those is left out, in R-CNN's favour.
+    Each visits a photo `VISITS` times with half a step (R-CNN's paper does not say how often it did); R-CNN then
+    computes the features of all its proposals once, which its SVMs and regressors are fitted on (request: PyTorch's).
+    Fitting those is left out, in R-CNN's favour.
     """
     fast = step.rows[0].latency
     if fast is None or step.base.latency is None or request.latency is None:
@@ -123,31 +129,32 @@ class _CropBatches:
         self, module: ProposalNet, pairs: Sequence[tuple[np.ndarray, np.ndarray]], size: int, regions: int
     ) -> None:
         self._module = module.train()
-        self._share = size / regions
+        self._size, self._regions = size, regions
         with torch.no_grad():
             images = [normalised(module, *placed(module, photo)) for photo, _ in pairs]
         boxes = [torch.from_numpy(boxes) for _, boxes in pairs]
         starts = range(0, max(min(len(boxes[0]), regions) - size, 0) + 1, size)
         parts = [(i, start) for start in starts for i in range(len(images))]
         self._turn = itertools.cycle((images[i], boxes[i][None, start : start + size]) for i, start in parts)
-        labels = torch.zeros(size, dtype=torch.long)
-        labels[: round(size * module.config.foreground)] = 1
-        self._labels = labels
+        self._labels = torch.zeros(size, dtype=torch.long)
+        self._labels[: round(size * module.config.foreground)] = 1
 
     def __call__(self) -> None:
+        self._learn(self._size)
+
+    def step(self) -> None:
+        """All of the step's crops."""
+        for start in range(0, self._regions, self._size):
+            self._learn(min(self._size, self._regions - start))
+
+    def _learn(self, count: int) -> None:
+        """Gradients of the next crops, as much of the step's mean as they are of its crops."""
         image, rois = next(self._turn)
-        crops = self._module.pool(image, rois, torch.tensor([rois.shape[1]], dtype=torch.int32))[0]
+        rois = rois[:, :count]
+        count = rois.shape[1]
+        crops = self._module.pool(image, rois, torch.tensor([count], dtype=torch.int32))[0]
         logits, _ = self._module.classify(crops)
-        (F.cross_entropy(logits, self._labels[: len(logits)]) * self._share).backward()
-
-
-def _whole_step(batch: _CropBatches, count: int, update: _Update) -> Callable[[], None]:
-    def step() -> None:
-        for _ in range(count):
-            batch()
-        update()
-
-    return step
+        (F.cross_entropy(logits, self._labels[:count]) * (count / self._regions)).backward()
 
 
 def _objects(boxes: np.ndarray, classes: int) -> dict[str, Tensor]:
