@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
@@ -25,6 +26,19 @@ class Timed:
     latencies: dict[str, Latency]
     disturbances: dict[str, str]
     rounds: int
+
+
+class Samples(Protocol):
+    """What a ratio is made of: times in ms, one for each round, which of them were disturbed, and their median."""
+
+    @property
+    def samples_ms(self) -> tuple[float, ...]: ...
+
+    @property
+    def disturbed(self) -> tuple[int, ...]: ...
+
+    @property
+    def p50_ms(self) -> float: ...
 
 
 class Requests:
@@ -105,7 +119,7 @@ def time_requests(
     )
 
 
-def speedup(other: Latency, this: Latency, seed: int = 0) -> Ratio:
+def speedup(other: Samples, this: Samples, seed: int = 0) -> Ratio:
     """How many times faster `this` is than `other`: ratio of the medians, 95 % interval of a bootstrap over rounds.
 
     Rounds in which either was disturbed take no part, unless that leaves none.

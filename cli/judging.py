@@ -3,8 +3,6 @@
 import json
 import shlex
 import sys
-from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,7 +11,8 @@ import typer
 from . import arguments, console
 from .app import verb
 from .arguments import checkpoint_from, photos_from
-from .values import names_from, ranks_from, size_from, sizes_from
+from .suites import run_suite
+from .values import names_from, ranks_from, size_from
 
 
 @verb()
@@ -42,7 +41,7 @@ def bench(
     compile_seconds: Annotated[float, typer.Option(help="most for each torch.compile; 0: do not try")] = 120.0,
     suite: Annotated[
         str | None,
-        typer.Option(metavar="ops|peers|ablations", help="a fixed comparison instead; writes its own table to --out"),
+        typer.Option(metavar="ops|peers|seeds|ablations", help="a fixed comparison instead, with its own table"),
     ] = None,
     weights: Annotated[
         Path | None,
@@ -53,19 +52,28 @@ def bench(
         ),
     ] = None,
     nets: Annotated[
-        str | None, typer.Option(metavar="NET,…", help="peers: torchvision builders; default: three")
+        str | None,
+        typer.Option(metavar="NET,…", help="peers: torchvision builders; seeds: rcnn, sppnet, …"),
     ] = None,
-    sizes: Annotated[str | None, typer.Option(metavar="HxW,…", help="peers: sizes of the photos; default: two")] = None,
-    rows: Annotated[str | None, typer.Option(metavar="ROW,…", help="peers, ablations: only these candidates")] = None,
+    sizes: Annotated[
+        str | None, typer.Option(metavar="HxW,…", help="peers: sizes of the photos, default two; seeds: one, 600x800")
+    ] = None,
+    rows: Annotated[
+        str | None, typer.Option(metavar="ROW,…", help="peers, seeds, ablations: only these candidates")
+    ] = None,
+    cases: Annotated[str | None, typer.Option(metavar="CASE,…", help="seeds: only these subjects")] = None,
+    backbone: Annotated[str | None, typer.Option(help="seeds: of all nets; default: vgg16")] = None,
+    proposals: Annotated[int | None, typer.Option(help="seeds: of each photo; default: 2000")] = None,
     model: arguments.Model = None,
     labels: arguments.Labels = None,
     as_json: arguments.AsJson = False,
 ) -> None:
     """Latency and accuracy of bundles beside PyTorch, interleaved in one run; writes one report.
 
-    `--suite peers`: whole nets against PyTorch's forms and torchvision's export in other engines. `--suite ops`: single
-    ops. Both take `--seconds` for each comparison; `--data` is a folder of photos there. `--suite ablations`: trains
-    and judges Mask R-CNN with RoIPool, softmax masks, an MLP as mask head; `--data` has masks there.
+    `--suite peers`: whole nets against PyTorch's forms and torchvision's export in other engines. `--suite seeds`: the
+    papers' ratios, R-CNN against SPPnet, Fast R-CNN, its SVD, and their training. `--suite ops`: single ops. All take
+    `--seconds` for each comparison; `--data` is a folder of photos there. `--suite ablations`: trains and judges Mask
+    R-CNN with RoIPool, softmax masks, an MLP as mask head; `--data` has masks there.
     """
     if autotune and suite is not None:
         raise typer.BadParameter("--autotune and --suite are two different runs: give one of them")
@@ -74,18 +82,21 @@ def bench(
         return
     if out is None:
         raise typer.BadParameter("--out REPORT is missing: the folder that the report is written to")
-    own = {"--weights": weights, "--nets": nets, "--sizes": sizes, "--rows": rows}
+    own = {
+        "--weights": weights, "--nets": nets, "--sizes": sizes, "--rows": rows,
+        "--cases": cases, "--backbone": backbone, "--proposals": proposals,
+    }  # fmt: skip
     if suite is not None:
         if bundles or checkpoint:
             raise typer.BadParameter("a suite makes its own nets: leave out BUNDLE and --checkpoint")
-        text = _run_suite(suite, out, data, seconds, threads, compile_seconds, own)
+        text = run_suite(suite, out, data, seconds, threads, compile_seconds, own)
         if not as_json:
             console.out.print(text, markup=False, soft_wrap=True)
         else:
             console.print_json(json.loads((out / f"{suite}.json").read_text()))
         return
     if given := [name for name, value in own.items() if value is not None]:
-        raise typer.BadParameter(f"{', '.join(given)}: only with --suite peers or ablations")
+        raise typer.BadParameter(f"{', '.join(given)}: only with --suite")
     from regionrt.bench.report import BenchOptions, render
     from regionrt.bench.report import bench as run
 
@@ -191,67 +202,6 @@ def deploy(
             progress=tell,
         )
     _print_report(report, out / "report.html", as_json)
-
-
-def _run_suite(
-    suite: str,
-    out: Path,
-    data: str | None,
-    seconds: float,
-    threads: int | None,
-    compile_seconds: float,
-    own: Mapping[str, Any],
-) -> str:
-    """Runs a suite, writes its files, and returns its table."""
-    if suite == "ops":
-        if given := [name for name, value in {**own, "--data": data}.items() if value is not None]:
-            raise typer.BadParameter(f"{', '.join(given)}: not with --suite ops")
-        from regionrt.bench.suites import ops
-
-        table = ops.run_ops(seconds, progress=console.say)
-        ops.write(table, out)
-        return table.to_markdown()
-    if suite == "ablations":
-        return _run_ablations(out, data, threads, own)
-    if suite != "peers":
-        raise typer.BadParameter(f"--suite {suite}: choose ops, peers or ablations")
-    from regionrt.bench.suites import peers
-
-    defaults = peers.PeersOptions()
-    try:
-        options = replace(
-            defaults,
-            nets=names_from(own["--nets"]) or defaults.nets,
-            sizes=sizes_from(own["--sizes"]) or defaults.sizes,
-            rows=names_from(own["--rows"]) or defaults.rows,
-            weights=own["--weights"],
-            data=Path(data) if data else None,
-            threads=threads,
-            seconds=seconds,
-            compile_seconds=compile_seconds,
-        )
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from error
-    report = peers.run_peers(options, progress=console.say, keep=lambda done: peers.write(done, out))
-    return report.to_markdown()
-
-
-def _run_ablations(out: Path, data: str | None, threads: int | None, own: Mapping[str, Any]) -> str:
-    if given := [name for name in ("--nets", "--sizes") if own[name] is not None]:
-        raise typer.BadParameter(f"{', '.join(given)}: not with --suite ablations")
-    from regionrt.bench.suites import ablations
-
-    defaults = ablations.AblationOptions()
-    try:
-        options = replace(
-            defaults, rows=names_from(own["--rows"]) or defaults.rows, data=data or defaults.data,
-            weights=own["--weights"], threads=threads,
-        )  # fmt: skip
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from error
-    report = ablations.run_ablations(options, out, progress=console.say)
-    ablations.write(report, out)
-    return report.to_markdown()
 
 
 def _print_report(report: Any, page: Path, as_json: bool) -> None:

@@ -8,12 +8,9 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import tempfile
-import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -40,6 +37,7 @@ from regionrt.train.checkpoint import load_weights, read_tensors
 from regionrt.train.models import build_model
 from regionrt.train.models.region import canvas_of, stride_of
 
+from .child import Tell, answer, given_job
 from .random_weights import calibrate, freeze_norms
 from .stage_shares import Shares, shares_of
 from .torchvision_export import TorchvisionExport, export_as_torchvision, in_onnxruntime, in_openvino
@@ -62,7 +60,6 @@ OURS = {
     "onnxruntime-native-fp32": "ours: whole graph, ONNX Runtime fp32",
 }
 NAMES = {**PEERS, **OURS}
-Tell = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -353,23 +350,9 @@ def _compile_elsewhere(job: Mapping[str, Any], module: nn.Module, scratch: Path,
     return "" if done.returncode == 0 else f"torch.compile failed: {lines[-1] if lines else done.returncode}"
 
 
-def _end_with(parent: int) -> None:
-    """Ends this process, and those it started, when its parent is gone: a suite that is stopped leaves nothing behind.
-
-    The probe of `torch.compile` is in its parent's process group and ends with that.
-    """
-    while os.getppid() == parent:
-        time.sleep(1)
-    if os.getpgrp() == os.getpid():
-        os.killpg(os.getpid(), signal.SIGKILL)
-    os._exit(1)
-
-
 def main() -> None:
     """The child: measures the job on standard input."""
-    job = json.load(sys.stdin)
-    threading.Thread(target=_end_with, args=(job["parent"],), daemon=True).start()
-    out, sys.stdout = sys.stdout, sys.stderr  # libraries that print must not be taken for our steps
+    job, tell = given_job()
     with np.load(job["photos"]) as stored:
         photos = [stored[name] for name in stored.files]
     options = CaseOptions(**{**job["options"], "rows": tuple(job["options"]["rows"])})
@@ -392,12 +375,9 @@ def main() -> None:
             case=case,
             scratch=scratch,
             compile_probe=lambda: _compile_elsewhere(job, module, scratch, options.compile_seconds),
-            tell=lambda text: print(text, file=out, flush=True),
+            tell=tell,
         )
-    Path(job["answer"]).write_text(json.dumps(case.to_json()))
-    out.flush()
-    sys.stderr.flush()
-    os._exit(0)  # engines that fail as they are torn down must not take what was measured with them
+    answer(job, case.to_json())
 
 
 if __name__ == "__main__":

@@ -9,12 +9,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import signal
-import subprocess
 import sys
 import tempfile
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -22,25 +18,21 @@ from typing import Any
 
 import numpy as np
 
-import regionrt
 from regionrt.bench import figures
-from regionrt.bench.environment import environment, without_folders
+from regionrt.bench.environment import environment
 from regionrt.bench.errors import BenchError
-from regionrt.bench.photos import made_photos, photos_of_files
 from regionrt.runtime.atomic import write_file_atomic
-from regionrt.runtime.image import Canvas
 from regionrt.runtime.machine import usable_cores
-from regionrt.runtime.native.bilinear import resize_bilinear
 from regionrt.train.models.torchvision_models import BUILDERS
 
+from .child import Tell, in_child
 from .floors import Floor, floors_of
 from .peer_case import EAGER, NAMES, Case, CaseOptions
+from .photo_files import photo_files, photos_of_size
 
 MOBILENET = "fasterrcnn_mobilenet_v3_large_320_fpn"
 NETS = ("fasterrcnn_resnet50_fpn", "maskrcnn_resnet50_fpn", MOBILENET)
 SIZES = ((480, 640), (800, 1088))
-IMAGE_ENDINGS = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
-Tell = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -141,14 +133,14 @@ def run_peers(
     jobs = _jobs(options)
     for case in jobs:
         _weights_of(case.net, options)
-    files = _photo_files(options)
+    files = photo_files(options.data)
     threads = options.case_options().threads
     facts = environment(threads)
     folders = {name: getattr(options, name) and getattr(options, name).name for name in ("weights", "data")}
     about = asdict(options) | folders
     report = PeersReport(facts, _command(options), "", about, [])
     for number, case in enumerate(jobs, start=1):
-        images, told = _photos(files, case.size, options.photos)
+        images, told = photos_of_size(files, case.size, options.photos)
         said = f"{number} of {len(jobs)}: {case.key}"
         tell(said)
         measured = _in_child(case, images, options, lambda text, said=said: tell(f"{said}: {text}"))  # type: ignore[misc]
@@ -178,35 +170,12 @@ def _weights_of(net: str, options: PeersOptions) -> Path | None:
     return path.absolute()
 
 
-def _photo_files(options: PeersOptions) -> list[Path]:
-    if options.data is None:
-        return []
-    files = sorted(p for p in options.data.glob("*") if p.suffix.lower() in IMAGE_ENDINGS)
-    if not files:
-        raise BenchError(f"{options.data}: expected a folder of photos, found none in it")
-    return files
-
-
-def _photos(files: Sequence[Path], size: tuple[int, int], count: int) -> tuple[list[np.ndarray], str]:
-    """`count` photos, all resized to `size` beforehand, so that no candidate has another resize than another."""
-    height, width = size
-    if not files:
-        made = made_photos(Canvas(height, width, min_size=min(size), max_size=max(size)), count)
-        images, told = made.images, f"{len(made.images)} photos with shapes drawn on them"
-    else:
-        given = photos_of_files(files, count)
-        images, told = given.images, f"{len(given.images)} photos given"
-    return [resize_bilinear(image, height, width) for image in images], f"{told}, resized to each size beforehand"
-
-
 def _in_child(case: Case, photos: Sequence[np.ndarray], options: PeersOptions, tell: Tell) -> Case:
     """The case measured in a process of its own, or with `failed`."""
     weights = _weights_of(case.net, options)
-    with tempfile.TemporaryDirectory() as folder, open(Path(folder, "log"), "w+b") as log:
-        answer = Path(folder, "answer.json")
+    with tempfile.TemporaryDirectory() as folder:
         np.savez(Path(folder, "photos.npz"), *photos)
         job = {
-            "parent": os.getpid(),
             "key": case.key,
             "net": case.net,
             "size": case.size,
@@ -214,55 +183,10 @@ def _in_child(case: Case, photos: Sequence[np.ndarray], options: PeersOptions, t
             "weights": str(weights) if weights else None,
             "seed": options.seed,
             "photos": str(Path(folder, "photos.npz")),
-            "answer": str(answer),
             "options": asdict(options.case_options()),
         }
-        status, late = _run(job, log, options.limit_seconds, tell)
-        if status == 0 and answer.is_file():
-            return Case.from_json(json.loads(answer.read_text()))
-        log.seek(0)
-        lines = log.read().decode(errors="replace").strip().splitlines()
-    why = lines[-1][:400] if lines else f"its process ended with status {status}"
-    return replace(case, failed=f"not done within {options.limit_seconds:.0f} s" if late else without_folders(why))
-
-
-def _run(job: dict[str, Any], log: Any, limit_seconds: float, tell: Tell) -> tuple[int, bool]:
-    """The child's exit status, and whether it was stopped for being late. Its lines are told as they come."""
-    root = str(Path(regionrt.__file__).absolute().parent.parent)
-    paths = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
-    child = subprocess.Popen(
-        [sys.executable, "-m", "regionrt.bench.suites.peer_case"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=log,
-        env={**os.environ, "PYTHONPATH": paths},
-        start_new_session=True,  # so that torch.compile's own processes end with it
-        text=True,
-    )
-    assert child.stdin is not None
-    assert child.stdout is not None
-    late = threading.Event()
-
-    def stop() -> None:
-        late.set()
-        os.killpg(child.pid, signal.SIGKILL)
-
-    timer = threading.Timer(limit_seconds, stop)
-    timer.start()
-    try:
-        child.stdin.write(json.dumps(job))
-        child.stdin.close()
-        for line in child.stdout:
-            tell(line.strip())
-        return child.wait(), late.is_set()
-    except BrokenPipeError:  # it died before it read its job
-        return child.wait(), late.is_set()
-    finally:
-        timer.cancel()
-        if child.poll() is None:
-            os.killpg(child.pid, signal.SIGKILL)
-            child.wait()
-        child.stdout.close()
+        found, why = in_child("regionrt.bench.suites.peer_case", job, options.limit_seconds, tell)
+    return replace(case, failed=why) if found is None else Case.from_json(found)
 
 
 def _table(case: Case) -> list[str]:

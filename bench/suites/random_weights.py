@@ -72,27 +72,37 @@ def _set_statistics(module: nn.Module, images: Tensor) -> None:
 
 
 def _spread_scores(module: nn.Module, photos: Sequence[Tensor], pairs: int) -> None:
-    """Logits around zero, of one spread, and as much more for the background as lets `pairs` per photo through."""
     heads, seen = module.roi_heads, []
     hook = heads.box_predictor.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     module(list(photos))
     hook.remove()
     rows = torch.cat(seen).flatten(1)  # [RoIs of all photos, representation]
     score, box = heads.box_predictor.cls_score, heads.box_predictor.bbox_pred
-    score.bias.copy_(-(score.weight @ rows.mean(0)))
-    factor = LOGITS / score(rows).std()
+    spread_heads(score, rows, box, rows, least_score=heads.score_thresh, pairs=pairs * len(photos))
+
+
+@torch.no_grad()
+def spread_heads(
+    score: nn.Linear, scored: Tensor, box: nn.Linear, boxed: Tensor, *, least_score: float, pairs: int
+) -> None:
+    """Logits around zero, of one spread, and as much more for the background as lets `pairs` (row, class) through.
+
+    scored, boxed: what the layers for classes and for boxes read, a row for each RoI.
+    """
+    score.bias.copy_(-(score.weight @ scored.mean(0)))
+    factor = LOGITS / score(scored).std()
     score.weight.mul_(factor)
     score.bias.mul_(factor)
-    box.weight.mul_(BOX_DELTAS / box(rows).std())
     box.bias.zero_()
-    logits = score(rows)
+    box.weight.mul_(BOX_DELTAS / box(boxed).std())
+    logits = score(scored)
     low, high = -20.0, 40.0
     for _ in range(20):  # fewer pass, the more the background gets
         middle = (low + high) / 2
         shifted = logits.clone()
         shifted[:, 0] += middle
-        passing = int((shifted.softmax(-1)[:, 1:] > heads.score_thresh).sum())
-        low, high = (middle, high) if passing > pairs * len(photos) else (low, middle)
+        passing = int((shifted.softmax(-1)[:, 1:] > least_score).sum())
+        low, high = (middle, high) if passing > pairs else (low, middle)
     score.bias[0] += high
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,11 +17,15 @@ from regionrt.runtime.bundle import Artifact, Manifest
 from regionrt.runtime.errors import BackendError
 from regionrt.runtime.inputs import inputs_of, request_of
 
-from .staged_rows import PooledRows, Rows, packed
+from .staged_rows import PooledRows, Rows, packed, pooled_of, share_alike
 from .staged_steps import OUTPUTS, checked_stages, in_order, read_constants
 
 _STEP = 32  # an engine prepares for each number of rows anew: it sees multiples of this, and
-_CHUNK = 256  # at most so many at once: their features then stay in the cache (fc6 of 1000 RoIs: a quarter faster)
+_CHUNK = 256  # at most so many at once: their features then stay in the cache (fc6 of 1000 RoIs: a quarter faster),
+_CHUNK_BYTES = 32 << 20  # and no more than this of larger ones: 256 crops of 224 × 224 px take gigabytes in VGG16
+
+Windows = Callable[[np.ndarray, Sequence[int]], np.ndarray]
+"""RoIs [R, 4], and height and width of the map -> int [R, 4], the same of those that are pooled alike."""
 
 
 class StageSession(Protocol):
@@ -120,7 +125,8 @@ class StagedRunner:
                 start = time.perf_counter()
                 values.update(self._step(worker, step, values))
                 if tell is not None:  # what a step costs is not to be seen in another one
-                    values.update({n: values[n].whole() for n in step["outputs"] if isinstance(values[n], PooledRows)})
+                    pooled = {n: values[n] for n in step["outputs"] if isinstance(values[n], PooledRows)}
+                    values.update({n: rows.at_once() for n, rows in pooled.items()})
                     tell(step["name"], time.perf_counter() - start)
             slots = values["boxes"].shape[1] if "boxes" in values else 0  # label maps have no rows
             return {name: self._owned(name, values[name], slots) for name in self._outputs if name in values}
@@ -202,44 +208,52 @@ class StagedRunner:
         return worker.sessions[step["name"]].run({name: values[name] for name in step["inputs"]})
 
     def _dense_rows(self, worker: _Worker, step: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
-        """A stage on rows: packed, and rounded up to one of a few numbers of rows."""
+        """A stage on rows: packed, and rounded up to one of a few numbers of rows. RoIs that share a row share what
+        the stage makes of it."""
         (counts_name,) = {self._counts_of[name] for name in step["inputs"] if name in self._counts_of}
         counts = values[counts_name]
-        rows = int(counts.sum())
+        given, places = self._rows_given(step, values, counts)
+        rows = given[step["inputs"][0]].number
         if rows == 0:
             shapes = {name: step["shapes"][name][2:] for name in step["outputs"]}
             return {name: Rows(np.zeros((0, *shape), np.float32), counts) for name, shape in shapes.items()}
-        bucket = bucket_of(rows, step["slots"] * len(counts))
+        most = chunk_of(step)
+        bucket = bucket_of(rows, step["slots"] * len(counts), most)
         chunks = []
-        for start in range(0, bucket, _CHUNK):
-            stop = min(start + _CHUNK, bucket)
-            feeds = {name: self._some(worker, step, name, values[name], counts, start, stop) for name in step["inputs"]}
+        for start in range(0, bucket, most):
+            stop = min(start + most, bucket)
+            feeds = {name: self._some(worker, step, name, given[name], start, stop) for name in step["inputs"]}
             found = worker.sessions[step["name"]].run(feeds)
-            chunks.append(found if bucket <= _CHUNK else {name: value.copy() for name, value in found.items()})
-        return {
-            name: Rows(
-                (chunks[0][name] if len(chunks) == 1 else np.concatenate([c[name] for c in chunks]))[:rows, 0], counts
-            )
+            chunks.append(found if bucket <= most else {name: value.copy() for name, value in found.items()})
+        made = {
+            name: (chunks[0][name] if len(chunks) == 1 else np.concatenate([c[name] for c in chunks]))[:rows, 0]
             for name in step["outputs"]
         }
+        return {name: Rows(data if places is None else data[places], counts) for name, data in made.items()}
+
+    def _rows_given(
+        self, step: Mapping[str, Any], values: Mapping[str, Any], counts: np.ndarray
+    ) -> tuple[dict[str, PooledRows], np.ndarray | None]:
+        """The inputs of a stage on rows, and the `places` of what they have in common; None: each RoI has its row."""
+        if len(step["inputs"]) == 1 and isinstance(values[step["inputs"][0]], PooledRows):
+            (name,) = step["inputs"]
+            return {name: values[name]}, values[name].places
+        given = {}
+        for name in step["inputs"]:
+            value = values[name]
+            rows = value.whole() if isinstance(value, PooledRows) else value
+            given[name] = pooled_of(rows if isinstance(rows, Rows) else packed(rows, counts))
+        return given, None
 
     def _some(
-        self, worker: _Worker, step: Mapping[str, Any], name: str, value: Any, counts: np.ndarray, start: int, stop: int
+        self, worker: _Worker, step: Mapping[str, Any], name: str, value: PooledRows, start: int, stop: int
     ) -> np.ndarray:
         """Rows [start, stop) of a stage's input, as the stage takes them: zeros behind the real ones."""
-        rows = min(stop, int(counts.sum())) - start
-        if isinstance(value, PooledRows):
-            shape, dtype = value.shape, value.dtype
-        else:
-            data = value.data if isinstance(value, Rows) else packed(value, counts).data
-            shape, dtype = data.shape[1:], data.dtype
-        some = worker.memory(name, (stop - start, *shape), dtype)
-        if isinstance(value, PooledRows):
-            value.into(some[:rows], start)
-        else:
-            some[:rows] = data[start : start + rows]
+        rows = min(stop, value.number) - start
+        some = worker.memory(name, (stop - start, *value.shape), value.dtype)
+        value.into(some[:rows], start)
         some[rows:] = 0
-        return some if name in step["channels_last"] else some.reshape(len(some), 1, *shape)
+        return some if name in step["channels_last"] else some.reshape(len(some), 1, *value.shape)
 
     def _proposals(self, worker: _Worker, step: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
         *levels, sizes = (values[name] for name in step["inputs"])
@@ -255,12 +269,20 @@ class StagedRunner:
         return self._pooled_in_bins(worker, step, values, native.roi_align, options)
 
     def _roi_pool(self, worker: _Worker, step: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
-        return self._pooled_in_bins(worker, step, values, _of_one_map(native.roi_pool), step["attributes"])
+        options = step["attributes"]
+        return self._pooled_in_bins(
+            worker, step, values, _of_one_map(native.roi_pool), options,
+            lambda rois, side: native.cells_of(rois, options["spatial_scale"]),
+        )  # fmt: skip
 
     def _pyramid_pool(self, worker: _Worker, step: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
         channels = values[step["inputs"][0]].shape[-1]
         shape = (channels * sum(b * b for b in step["attributes"]["bins"]),)
-        return self._pooled(worker, step, values, _of_one_map(native.pyramid_pool), step["attributes"], shape)
+        options = step["attributes"]
+        return self._pooled(
+            worker, step, values, _of_one_map(native.pyramid_pool), options, shape,
+            lambda rois, side: native.windows_of(rois, options["spatial_scale"], side),
+        )  # fmt: skip
 
     def _warp(self, worker: _Worker, step: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
         return self._pooled_in_bins(worker, step, values, _of_one_map(native.warp), step["attributes"])
@@ -272,6 +294,7 @@ class StagedRunner:
         values: Mapping[str, Any],
         pool: Callable[..., np.ndarray],
         attributes: Mapping[str, Any],
+        windows: Windows | None = None,
     ) -> dict[str, Any]:
         """RoI features [R, C, h, w] or [R, h, w, C], by a native op that takes a list of maps."""
         options = dict(attributes)
@@ -279,7 +302,7 @@ class StagedRunner:
         last = options["channels_last"] = self._pooled_channels_last(step["outputs"][0])
         channels = values[step["inputs"][0]].shape[-1]
         shape = (*size, channels) if last else (channels, *size)
-        return self._pooled(worker, step, values, pool, options, shape)
+        return self._pooled(worker, step, values, pool, options, shape, windows)
 
     def _pooled(
         self,
@@ -289,27 +312,34 @@ class StagedRunner:
         pool: Callable[..., np.ndarray],
         options: Mapping[str, Any],
         shape: tuple[int, ...],
+        windows: Windows | None = None,
     ) -> dict[str, Any]:
-        """The RoIs of all images, packed, each pooled to `shape`."""
+        """The RoIs of all images, packed, each pooled to `shape`; those with the same windows on the map once."""
         *levels, rois, counts = (values[name] for name in step["inputs"])
         (name,) = step["outputs"]
-        ends = np.cumsum(counts)
+        of_images, places = [boxes[:count] for boxes, count in zip(rois, counts, strict=True)], None
+        if windows is not None:
+            side = levels[0].shape[1:3]
+            with np.errstate(invalid="ignore"):  # a RoI with NaN has no window
+                of_images, places = share_alike(of_images, [windows(boxes, side) for boxes in of_images])
+        ends = np.cumsum([len(boxes) for boxes in of_images])
 
         def into(out: np.ndarray, start: int) -> None:
             stop = start + len(out)
-            for image, (first, last) in enumerate(zip(ends - counts, ends, strict=True)):
+            for image, (boxes, last) in enumerate(zip(of_images, ends, strict=True)):
+                first = last - len(boxes)
                 low, high = max(first, start), min(last, stop)
                 if low < high:
                     pool(
                         [level[image : image + 1] for level in levels],
-                        rois[image : image + 1, low - first : high - first],
+                        boxes[None, low - first : high - first],
                         np.array([high - low], np.int32),
                         out=out[None, low - start : high - start],
                         threads=self.threads,
                         **options,
                     )
 
-        return {name: PooledRows(shape, self._feature_type, counts, into)}
+        return {name: PooledRows(shape, self._feature_type, counts, into, int(ends[-1]), places)}
 
     def _detections(self, worker: _Worker, step: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
         logits, deltas, rois, counts, sizes = (values[name] for name in step["inputs"])
@@ -343,10 +373,17 @@ _POOLINGS = ("RegionRoiAlign", "RegionRoiPool", "RegionPyramidPool", "RegionWarp
 """What gives a row for each RoI, from maps that are channels last."""
 
 
-def bucket_of(rows: int, most: int) -> int:
+def chunk_of(stage: Mapping[str, Any]) -> int:
+    """How many rows go through a stage at once, at most."""
+    largest = max(math.prod(filter(None, stage["shapes"][name])) for name in stage["inputs"])
+    return min(_CHUNK, max(_STEP, _CHUNK_BYTES // (4 * largest) // _STEP * _STEP))
+
+
+def bucket_of(rows: int, most: int, chunk: int | None = None) -> int:
     """How many rows a stage runs on for `rows` real ones of at most `most`: one of few numbers, at least 1."""
-    if rows > _CHUNK:
-        return -(-rows // _CHUNK) * _CHUNK
+    chunk = chunk or _CHUNK
+    if rows > chunk:
+        return -(-rows // chunk) * chunk
     return max(min(-(-rows // _STEP) * _STEP, most), 1)
 
 
@@ -355,7 +392,8 @@ def usual_shapes(stage: Mapping[str, Any]) -> dict[str, list[int | None]]:
     if stage["slots"] is None:
         first = 1
     else:
-        first = min(bucket_of(stage["slots"], stage["slots"]), _CHUNK)
+        chunk = chunk_of(stage)
+        first = min(bucket_of(stage["slots"], stage["slots"], chunk), chunk)
     return {name: [first, *stage["shapes"][name][1:]] for name in stage["inputs"]}
 
 

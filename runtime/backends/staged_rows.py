@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -31,18 +31,53 @@ class Rows:
 class PooledRows:
     """Rows of RoIs that are pooled when a stage asks for them, some at a time: all crops of a photo are gigabytes.
 
-    into: (array [n, *shape], start) -> writes the rows from `start` on.
+    into: (array [n, *shape], start) -> writes the rows from `start` on. number: how many there are to pool; places:
+    which of them is that of each RoI, int [R]: RoIs that are pooled alike share one. None: each has its own.
     """
 
     shape: tuple[int, ...]  # of a row
     dtype: np.dtype
     counts: np.ndarray  # int32 [N]
     into: Callable[[np.ndarray, int], None]
+    number: int
+    places: np.ndarray | None = None
+
+    def at_once(self) -> PooledRows:
+        """The same, pooled now."""
+        data = np.empty((self.number, *self.shape), self.dtype)
+        self.into(data, 0)
+        return replace(pooled_of(Rows(data, self.counts)), places=self.places)
 
     def whole(self) -> Rows:
-        data = np.empty((int(self.counts.sum()), *self.shape), self.dtype)
+        """A row for each RoI."""
+        data = np.empty((self.number, *self.shape), self.dtype)
         self.into(data, 0)
-        return Rows(data, self.counts)
+        return Rows(data if self.places is None else data[self.places], self.counts)
+
+
+def share_alike(rois: Sequence[np.ndarray], windows: Sequence[np.ndarray]) -> tuple[list[np.ndarray], np.ndarray]:
+    """Of RoIs [R, 4] of each image those with different windows, int [R, 4] of at most 2¹⁵ either side of 0, and for
+    each RoI of all images its place among them. RoIs with NaN in them are alike."""
+    kept, places, before = [], [], 0
+    for boxes, window in zip(rois, windows, strict=True):
+        keys = np.zeros(len(boxes), np.int64)
+        for corner in window.T:
+            keys = (keys << 16) + (corner & 0xFFFF)
+        keys[np.isnan(boxes).any(1)] = np.iinfo(np.int64).max
+        _, first, of = np.unique(keys, return_index=True, return_inverse=True)
+        kept.append(boxes[first])
+        places.append(before + of.reshape(-1))
+        before += len(first)
+    return kept, np.concatenate(places)
+
+
+def pooled_of(rows: Rows) -> PooledRows:
+    """Rows that are there, as those that are pooled when asked for."""
+
+    def copied(out: np.ndarray, start: int) -> None:
+        out[:] = rows.data[start : start + len(out)]
+
+    return PooledRows(rows.data.shape[1:], rows.data.dtype, rows.counts, copied, len(rows.data))
 
 
 def packed(values: np.ndarray, counts: np.ndarray) -> Rows:

@@ -17,9 +17,9 @@ from .max_unpool import MaxPooled, max_pool, max_unpool
 from .merge import MergedArrays, merge
 from .nms import nms
 from .proposals import Proposals, proposals
-from .pyramid_pool import pyramid_pool
+from .pyramid_pool import pyramid_pool, windows_of
 from .roi_align import roi_align
-from .roi_pool import roi_pool
+from .roi_pool import cells_of, roi_pool
 from .warp import warp
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "MergedArrays",
     "Proposals",
     "about",
+    "cells_of",
     "detections",
     "max_pool",
     "max_unpool",
@@ -48,4 +49,5 @@ __all__ = [
     "using",
     "warp",
     "widened",
+    "windows_of",
 ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -57,9 +56,8 @@ def pyramid_pool(
     channels, number = feature.shape[3], int((sides**2).sum())
 
     def in_numpy(cells: np.ndarray, roi: np.ndarray) -> np.ndarray:
-        with np.errstate(over="ignore"):
-            ends = np.clip(roi * np.float32(scale), -MOST_CELLS, MOST_CELLS)
-        down, across = _window(ends[1], ends[3], cells.shape[0]), _window(ends[0], ends[2], cells.shape[1])
+        left, top, right, bottom = windows_of(roi, scale, cells.shape[:2]).tolist()
+        down, across = (top, bottom), (left, right)
         levels = [largest_cells(cells, _bins(*down, b), _bins(*across, b)) for b in sides.tolist()]  # [b, b, C]
         if channels_last:
             return np.concatenate([level.reshape(-1, channels) for level in levels])
@@ -84,14 +82,18 @@ def pyramid_pool(
     )
 
 
-def _window(low: np.float32, high: np.float32, side: int) -> tuple[int, int]:
-    """Begin and end of a window from `low` to `high` cells, among `side`."""
-    half = np.float32(0.5)
-    begin, end = math.floor(low - half) + 1, math.ceil(high - half)
-    if begin >= end:
-        begin = math.floor((low + high) * half)
-        end = begin + 1
-    return min(max(begin, 0), side), min(max(end, 0), side)
+def windows_of(rois: np.ndarray, spatial_scale: float, side: Sequence[int]) -> np.ndarray:
+    """int64 [..., 4]: the cells left, top (where a window begins), right, bottom (where it ends) of RoIs [..., 4]
+    without NaN, on a map of `side` (height, width). Those with the same ones are pooled alike."""
+    half, most = np.float32(0.5), np.array([side[1], side[0]])
+    with np.errstate(over="ignore"):
+        ends = np.clip(rois * np.float32(spatial_scale), -MOST_CELLS, MOST_CELLS)
+    low, high = ends[..., :2], ends[..., 2:]
+    begin, end = np.floor(low - half).astype(np.int64) + 1, np.ceil(high - half).astype(np.int64)
+    middle = np.floor((low + high) * half).astype(np.int64)
+    none = begin >= end
+    begin, end = np.where(none, middle, begin), np.where(none, middle + 1, end)
+    return np.concatenate([np.clip(begin, 0, most), np.clip(end, 0, most)], -1)
 
 
 def _bins(begin: int, end: int, bins: int) -> np.ndarray:

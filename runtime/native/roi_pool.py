@@ -72,13 +72,18 @@ def roi_pool(
     )
 
 
+def cells_of(rois: np.ndarray, spatial_scale: float | np.float32) -> np.ndarray:
+    """int64 [..., 4]: the cells of the corners of RoIs [..., 4] without NaN. The same ones: pooled alike."""
+    with np.errstate(over="ignore"):
+        corners = np.clip(rois * np.float32(spatial_scale), -MOST_CELLS, MOST_CELLS)
+    return np.trunc(corners + np.copysign(0.5, corners.astype(np.float64))).astype(np.int64)
+
+
 def _windows(
     roi: np.ndarray, scale: np.float32, size: tuple[int, ...], shape: tuple[int, ...]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Of the bins of one RoI: rows and columns of the map, int64 [h, 2] and [w, 2], begin and end."""
-    with np.errstate(over="ignore"):
-        corners = np.clip(roi * scale, -MOST_CELLS, MOST_CELLS)
-    cells = np.trunc(corners + np.copysign(0.5, corners.astype(np.float64))).astype(np.int64)
+    cells = cells_of(roi, scale)
     return _bins(cells[1], cells[3], size[0], shape[0]), _bins(cells[0], cells[2], size[1], shape[1])
 
 

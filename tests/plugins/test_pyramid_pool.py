@@ -13,7 +13,8 @@ from one_op import CPU, NATIVE, OPENVINO, PORTABLE, WAYS
 from region_pools import PyramidPool
 from torch.nn.functional import adaptive_max_pool2d
 
-from regionrt.plugins.pyramid_pool.reference import exact_in_float32, pyramid_pool
+from regionrt.plugins.pyramid_pool.reference import exact_in_float32, pyramid_pool, window
+from regionrt.runtime.native import windows_of
 
 
 def cells_inside(low: float, high: float, stride: float, side: int) -> list[int]:
@@ -24,6 +25,18 @@ def cells_inside(low: float, high: float, stride: float, side: int) -> list[int]
     if not inside:
         inside = [i for i in everywhere if i <= sum(ends) / 2 < i + 1]
     return [i for i in inside if 0 <= i < side]
+
+
+def test_the_windows_that_rows_are_shared_by_are_the_references():
+    rng = np.random.default_rng(5)
+    corners = rng.uniform(-40, 400, (400, 2, 2)).astype(np.float32)
+    corners[:100] = np.round(corners[:100] / 8) * 8  # on edges and middles of cells
+    rois = np.concatenate([corners.min(1), corners.max(1)], -1)
+    for scale, (height, width) in ((1 / 16, (19, 25)), (1 / 13, (7, 11))):
+        across = [window(left, right, scale, width) for left, _, right, _ in rois]
+        down = [window(top, bottom, scale, height) for _, top, _, bottom in rois]
+        expected = np.stack([across, down], -1).reshape(-1, 4)  # left, top, right, bottom
+        np.testing.assert_array_equal(windows_of(rois, scale, (height, width)), expected)
 
 
 @pytest.mark.parametrize("bins", [(6, 3, 2, 1), (4, 2, 1), (7, 5)])

@@ -10,6 +10,9 @@ from region_pools import RoiPool
 from test_region_pools import CASES
 from torchvision.ops import roi_pool as torchvision_roi_pool
 
+from regionrt.plugins.roi_pool.reference import cell_at
+from regionrt.runtime.native import cells_of
+
 OF_ROIS = {name: case for name, case in CASES.items() if isinstance(case, RoiPool)}
 
 
@@ -23,6 +26,17 @@ def test_the_reference_is_torchvisions_roi_pool(case):
             one = torch.from_numpy(feature[image : image + 1])
             expected = torchvision_roi_pool(one, boxes, case.out, 1 / case.stride)
             np.testing.assert_array_equal(found[image, :count], expected.numpy())
+
+
+@pytest.mark.parametrize("case", OF_ROIS.values(), ids=OF_ROIS.keys())
+def test_the_cells_that_rows_are_shared_by_are_the_references(case):
+    _, rois, counts = case.arrays()
+    real = np.concatenate([boxes[:count] for boxes, count in zip(rois, counts, strict=True)])
+    real = real[~np.isnan(real).any(1)]
+    halves = (np.arange(-9, 9, dtype=np.float32)[:, None] + np.float32(0.5)) * case.stride  # rounded away from zero
+    real = np.concatenate([real, np.repeat(halves, 4, 1)])
+    expected = [[cell_at(value, 1 / case.stride) for value in box] for box in real]
+    np.testing.assert_array_equal(cells_of(real, 1 / case.stride), expected)
 
 
 def every_length(most: int) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from regionrt.runtime.backends import staged
 from regionrt.runtime.backends.staged import StagedRunner
 from regionrt.runtime.bundle import Artifact, Manifest
 
@@ -43,6 +45,7 @@ class _Stage:
 
     def __init__(self, name: str) -> None:
         self.name = name
+        self.rows = 0
 
     def session(self) -> _Stage:
         return self
@@ -52,6 +55,7 @@ class _Stage:
             feature, rois = inputs()
             return {"feature": feature, "rois": rois, "counts": COUNTS, "boxes": rois}
         (pooled,) = feeds.values()
+        self.rows += len(pooled)
         return {"masks": pooled.reshape(len(pooled), 1, -1)}
 
 
@@ -107,6 +111,22 @@ def expected(op: str) -> np.ndarray:
         options["output_size"] = options.pop("output_height"), options.pop("output_width")
     given = [first] if op == "RegionRoiAlign" else first
     return reference(given, rois, COUNTS, **options)
+
+
+@pytest.mark.parametrize("op", ["RegionRoiPool", "RegionPyramidPool"])
+def test_rois_with_the_same_window_share_a_row(op, monkeypatch):
+    """Moved by less than a cell can tell: as many rows as there are windows, and the reference's results."""
+    feature, rois = inputs()
+    rois[0, 1:4] = rois[0, 0] + np.array([[0.01], [0], [-0.01]], np.float32)
+    rois[2, 3:7] = rois[2, 2]
+    rois[2, 6] = np.nan
+    monkeypatch.setattr(sys.modules[__name__], "inputs", lambda: (feature, rois))
+    monkeypatch.setattr(staged, "_STEP", 1)  # rows are not rounded up
+    opened = runner(op, False)
+    found = opened.run(np.zeros((3, 4, 4, 3), np.uint8), np.zeros((3, 2), np.int32))["masks"]
+    np.testing.assert_allclose(found, expected(op).reshape(3, SLOTS, -1), atol=1e-5, rtol=0)
+    assert opened._stages["rows"].rows == 1 + 4  # 4 alike; of 7 four are alike, and one of them is now NaN
+    assert not found[2, 6].any()
 
 
 @pytest.mark.parametrize("channels_last", [False, True], ids=["channels first", "channels last"])

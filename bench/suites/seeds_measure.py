@@ -1,0 +1,62 @@
+"""Candidates of one comparison, timed in turn; what takes too long for that is measured in parts."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from regionrt.bench.latency import disturbance, speedup
+from regionrt.runtime.clock import Timing, TimingOptions, measure
+
+from .seeds_schema import SeedRow, Times
+
+
+@dataclass
+class Candidate:
+    """What one row calls. A sample is the call's time times the row's `factor`, and `extra_ms`."""
+
+    row: SeedRow
+    call: Callable[[], Any]
+    extra_ms: float = 0.0
+
+
+def time_candidates(candidates: Sequence[Candidate], timing: TimingOptions) -> None:
+    """Fills the rows' `latency`, and `over_base` of all but the first, which is the base."""
+    timings = measure({one.row.id: one.call for one in candidates}, timing)
+    for one in candidates:
+        found = timings[one.row.id]
+        one.row.latency = _times(found, one.row.factor, one.extra_ms)
+        one.row.note = disturbance(found)
+    base = candidates[0].row.latency
+    assert base is not None
+    for one in candidates[1:]:
+        assert one.row.latency is not None
+        one.row.over_base = speedup(base, one.row.latency)
+
+
+def fastest(calls: Mapping[Any, Callable[[], Any]], items: Mapping[Any, int], rounds: int = 1) -> tuple[Any, float]:
+    """The key whose call takes the least for one of its items, and how many seconds that is."""
+    timings = measure({str(key): call for key, call in calls.items()}, TimingOptions(1, 0.0, rounds=rounds))
+    of_item = {key: timings[str(key)].min_ms * 1e-3 / items[key] for key in calls}
+    best = min(of_item, key=lambda key: of_item[key])
+    return best, of_item[best]
+
+
+def seconds_of(call: Callable[[], Any]) -> float:
+    """The second of two calls: the first one pays for what is made once."""
+    call()
+    started = time.perf_counter()
+    call()
+    return time.perf_counter() - started
+
+
+def _times(timing: Timing, factor: float, extra_ms: float) -> Times:
+    samples = np.array(timing.samples_ms) * factor + extra_ms
+    kept = np.array(timing.kept)
+    p50, p90 = (float(value) for value in np.percentile(samples[kept], [50, 90]))
+    disturbed = tuple(int(i) for i in np.flatnonzero(~kept))
+    return Times(tuple(round(float(value), 3) for value in samples), disturbed, p50, p90)
