@@ -7,7 +7,7 @@ import typer
 
 from regionrt import __version__
 
-from . import console, exporting, judging, proposing, searching, training  # noqa: F401  (importing them registers their verbs)
+from . import classifying, console, exporting, judging, proposing, searching, training  # noqa: F401  (importing them registers their verbs)
 from .app import app, debug, verb
 
 

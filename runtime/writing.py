@@ -76,7 +76,7 @@ class ImageWriter:
 
     def __init__(self, names: Mapping[str, str], out: Path, score: float) -> None:
         self._names, self._out, self._score = names, out, score
-        _spare_photos(names, out, (".jpg", ".png"))
+        spare_photos(names, out, (".jpg", ".png"))
 
     def write(self, file: str, image: np.ndarray, found: Found) -> int:
         """Returns how many objects were drawn."""
@@ -101,7 +101,7 @@ class PaletteWriter:
 
     def __init__(self, names: Mapping[str, str], out: Path) -> None:
         self._names, self._out = names, out
-        _spare_photos(names, out, (".png",))
+        spare_photos(names, out, (".png",))
 
     def write(self, file: str, image: np.ndarray, found: Found) -> int:
         """Returns how many classes occur. OutputError where the net finds objects, not label maps."""
@@ -114,7 +114,7 @@ class PaletteWriter:
         """Nothing is held back."""
 
 
-def _spare_photos(names: Mapping[str, str], out: Path, suffixes: Sequence[str]) -> None:
+def spare_photos(names: Mapping[str, str], out: Path, suffixes: Sequence[str]) -> None:
     """OutputError where an output would take the place of an input."""
     inputs = {Path(file).resolve() for file in names}
     for name in names.values():
