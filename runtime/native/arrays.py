@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
+from typing import TypeVar
 
 import numpy as np
 
 from ..machine import usable_cores
 
+T = TypeVar("T")
 FLOAT32, BFLOAT16 = 0, 1  # REGIONRT_FLOAT32, REGIONRT_BFLOAT16
 
 
@@ -76,6 +78,18 @@ def output(name: str, out: np.ndarray | None, dtype: np.dtype | type, shape: tup
     if not (out.flags.c_contiguous and out.flags.writeable):
         raise ValueError(f"{name}: expected a writable array in C order to write to")
     return out
+
+
+def outputs(kind: type[T], out: T | None, shapes: Sequence[tuple[int, ...]], dtypes: Sequence[np.dtype | type]) -> T:
+    """`output` of each field of a NamedTuple of arrays."""
+    fields = kind._fields  # type: ignore[attr-defined]
+    given = tuple(out) if out is not None else (None,) * len(fields)  # type: ignore[arg-type]
+    return kind(
+        *(
+            output(f"out.{name}", array, dtype, shape)
+            for name, array, dtype, shape in zip(fields, given, dtypes, shapes, strict=True)
+        )
+    )
 
 
 def pointers(arrays: Sequence[np.ndarray]) -> ctypes.Array:

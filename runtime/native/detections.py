@@ -81,15 +81,9 @@ def detections(
         "min_size": float(min_size),
         "box_weights": box_math.four("box_weights", box_weights),
     }
-    given = out or (None,) * 6
     shapes = ((images,), (images, most, 4), (images, most), (images, most), (images, most), (images,))
     types = (np.int32, np.float32, np.float32, np.int32, np.int32, np.int32)
-    found = DetectionArrays(
-        *[
-            arrays.output(f"out.{name}", array, dtype, shape)
-            for name, array, dtype, shape in zip(DetectionArrays._fields, given, types, shapes, strict=True)
-        ]
-    )
+    found = arrays.outputs(DetectionArrays, out, shapes, types)
     threads = arrays.thread_count(threads)
     native = library.handle()
     if native is None:

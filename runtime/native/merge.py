@@ -79,15 +79,9 @@ def merge(
         "score_threshold": box_math.fraction("score_threshold", score_threshold),
         "min_size": float(min_size),
     }
-    given = out or (None,) * 5
     shapes = ((images,), (images, most, 4), (images, most), (images, most), (images,))
     types = (np.int32, np.float32, np.float32, np.int32, np.int32)
-    found = MergedArrays(
-        *[
-            arrays.output(f"out.{name}", array, dtype, shape)
-            for name, array, dtype, shape in zip(MergedArrays._fields, given, types, shapes, strict=True)
-        ]
-    )
+    found = arrays.outputs(MergedArrays, out, shapes, types)
     threads = arrays.thread_count(threads)
     native = library.handle()
     if native is None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from block_photos import photos
 from tiny_proposal_nets import LABELS, boxes_in, instead_of_searching, tiny
 
 import regionrt.runtime as rt
@@ -48,12 +49,6 @@ def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     module = tiny(request.param.split()[0], **NETS[request.param])
     bundle = tmp_path_factory.mktemp("net") / "bundle"
     return Made(module, export_bundle(module, bundle, ExportOptions(), labels=LABELS))
-
-
-def photos(*sizes: tuple[int, int]) -> list[np.ndarray]:
-    rng = np.random.default_rng(0)
-    return [np.kron(rng.integers(0, 256, (-(-h // 8), -(-w // 8), 3)), np.ones((8, 8, 1))).astype(np.uint8)[:h, :w]
-            for h, w in sizes]  # fmt: skip
 
 
 def test_every_form_equals_eager(made: Made) -> None:
