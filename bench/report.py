@@ -6,13 +6,13 @@ import shlex
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from regionrt.export.thresholds import Thresholds, thresholds_of, with_thresholds
+from regionrt.export.thresholds import Thresholds, thresholds_from, with_thresholds
 from regionrt.runtime.bundle import Manifest, sha256_of
 from regionrt.runtime.clock import TimingOptions
 from regionrt.runtime.machine import usable_cores
@@ -129,8 +129,7 @@ def _torch_forms(
     canvas = manifests[0].canvas if manifests else task.canvas_of(module)
     thresholds: Thresholds | None = None
     if manifests and "candidates" in task.thresholds_of(module):
-        known = {f.name for f in fields(Thresholds)}
-        thresholds = thresholds_of(module, **{k: v for k, v in manifests[0].thresholds.items() if k in known})
+        thresholds = thresholds_from(module, manifests[0].thresholds)
         module = with_thresholds(module, thresholds)
     file = scratch / "checkpoint.pt"  # in our format, whatever the given one was: its own process needs no options
     write_checkpoint(file, checkpoint)

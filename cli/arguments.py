@@ -23,6 +23,17 @@ Calibrate = Annotated[
 CalibrationMethod = Annotated[str, typer.Option("--calibration", help="percentile, entropy or minmax")]
 CalibrationImages = Annotated[int, typer.Option("--calibration-images", help="how many, evenly over the folder")]
 Keep = Annotated[str | None, typer.Option("--keep", metavar="LAYER,…", help="layers of the graph to keep in fp32")]
+Score = Annotated[float | None, typer.Option("--score", help="score threshold; default: the model's")]
+Nms = Annotated[float | None, typer.Option("--nms", help="IoU threshold of the final NMS")]
+WindowScore = Annotated[float | None, typer.Option("--window-score", help="OverFeat: of windows that are merged")]
+Merge = Annotated[
+    float | None, typer.Option("--merge", help="OverFeat: match score, 0 to 2, up to which boxes are merged")
+]
+Candidates = Annotated[
+    int | None, typer.Option("--candidates", help="most (region, class) pairs that enter the final NMS, or are merged")
+]
+Detections = Annotated[int | None, typer.Option("--detections", help="most detections of an image")]
+Proposals = Annotated[int | None, typer.Option("--proposals", help="most proposals of an image")]
 MostError = Annotated[float, typer.Option("--most-error", help="int8, fp8: layers that alone cost more stay in fp32")]
 
 

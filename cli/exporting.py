@@ -137,10 +137,13 @@ def export(
     ] = None,
     size: arguments.Size = None,
     dynamic: Annotated[bool, typer.Option("--dynamic", help="any size up to --size, in steps of the stride")] = False,
-    score: Annotated[float | None, typer.Option(help="score threshold; default: the model's")] = None,
-    nms: Annotated[float | None, typer.Option(help="IoU threshold of the final NMS")] = None,
-    detections: Annotated[int | None, typer.Option(help="most detections of an image")] = None,
-    proposals: Annotated[int | None, typer.Option(help="most proposals of an image")] = None,
+    score: arguments.Score = None,
+    nms: arguments.Nms = None,
+    window_score: arguments.WindowScore = None,
+    merge: arguments.Merge = None,
+    candidates: arguments.Candidates = None,
+    detections: arguments.Detections = None,
+    proposals: arguments.Proposals = None,
     calibrate: arguments.Calibrate = None,
     calibration: arguments.CalibrationMethod = "percentile",
     calibration_images: arguments.CalibrationImages = 64,
@@ -155,8 +158,8 @@ def export(
 
     options = ExportOptions(
         precision=precision, ops=names_from(ops), size=size_from(size), dynamic=dynamic, score=score, nms=nms,
-        detections=detections, proposals=proposals, probabilities=probabilities, calibration=calibration,
-        keep=names_from(keep) or (), most_error=most_error,
+        window_score=window_score, merge=merge, candidates=candidates, detections=detections, proposals=proposals,
+        probabilities=probabilities, calibration=calibration, keep=names_from(keep) or (), most_error=most_error,
     )  # fmt: skip
     source = checkpoint_from(checkpoint, model, labels)
     photos = photos_from(calibrate, calibration_images) if calibrate else None

@@ -151,9 +151,13 @@ def deploy(
     most_error: arguments.MostError = 0.1,
     size: arguments.Size = None,
     dynamic: Annotated[bool, typer.Option("--dynamic", help="any size up to --size, in steps of the stride")] = False,
-    proposals: Annotated[int | None, typer.Option(help="most proposals of an image")] = None,
-    detections: Annotated[int | None, typer.Option(help="most detections of an image")] = None,
-    score: Annotated[float | None, typer.Option(help="score threshold; default: the model's")] = None,
+    score: arguments.Score = None,
+    nms: arguments.Nms = None,
+    window_score: arguments.WindowScore = None,
+    merge: arguments.Merge = None,
+    candidates: arguments.Candidates = None,
+    detections: arguments.Detections = None,
+    proposals: arguments.Proposals = None,
     target: Annotated[
         list[str] | None, typer.Option(help="tensorrt-rtx, tensorrt or none; default: what is installed")
     ] = None,
@@ -180,8 +184,9 @@ def deploy(
     options = DeployOptions(
         max_drop=max_drop,
         export=ExportOptions(
-            precision=precision, size=size_from(size), dynamic=dynamic, score=score, proposals=proposals,
-            detections=detections, calibration=calibration, keep=names_from(keep) or (), most_error=most_error,
+            precision=precision, size=size_from(size), dynamic=dynamic, score=score, nms=nms,
+            window_score=window_score, merge=merge, candidates=candidates, detections=detections, proposals=proposals,
+            calibration=calibration, keep=names_from(keep) or (), most_error=most_error,
         ),
         bench=BenchOptions(
             split=split, classes=names_from(classes), seconds=seconds, compile_seconds=compile_seconds

@@ -33,7 +33,7 @@ from .passes.lower import lower
 from .passes.stages import OpBetween, Stage, stages, whole_stage
 from .proof import prove_integers
 from .quantizing import MOST_ERROR, QUANTIZED, Quantization, layer_names, quantization_of
-from .thresholds import MAX_TOP_K, thresholds_of, with_thresholds
+from .thresholds import CHOSEN, MAX_TOP_K, check_had, thresholds_of, with_thresholds
 from .to_onnx import onnx_from_module
 from .weights import write_models
 
@@ -73,11 +73,13 @@ class ExportOptions:
     ops: tuple[str, ...] | None = None  # forms of our ops, in the order in which the runtime tries them; None: usual
     size: tuple[int, int] | None = None
     dynamic: bool = False  # any size up to `size`, in steps of the stride
-    score: float | None = None
+    score: float | None = None  # this and the next six: of `Thresholds`; a net refuses those that it has not
     nms: float | None = None
+    window_score: float | None = None
+    merge: float | None = None
+    candidates: int | None = None
     detections: int | None = None
     proposals: int | None = None
-    candidates: int = MAX_TOP_K
     calibration: str = METHODS[0]  # how ranges are found: one of METHODS
     keep: tuple[str, ...] = ()  # layers, by their names in the graph, that stay in fp32
     most_error: float = MOST_ERROR  # int8, fp8: a layer that alone costs more stays in fp32
@@ -236,12 +238,11 @@ def _task_of(module: nn.Module) -> Task:
 
 def _thresholds(module: nn.Module, task: Task, options: ExportOptions) -> tuple[dict[str, Any], nn.Module, int]:
     """What stands in the manifest, the module with it, and the cap of candidates. ExportError for options of others."""
-    given = {name: getattr(options, name) for name in ("score", "nms", "detections", "proposals")}
+    given = {name: getattr(options, name) for name in CHOSEN if getattr(options, name) is not None}
     if task.name in DENSE_TASKS:
-        if wrong := [name for name, value in given.items() if value is not None]:
-            raise ExportError(f"{', '.join(wrong)}: a net for {task.name} has no such threshold, leave it out")
+        check_had(given, (), f"a net for {task.name}")
         return dict(task.thresholds_of(module)), module, MAX_TOP_K
-    thresholds = thresholds_of(module, candidates=options.candidates, **given)
+    thresholds = thresholds_of(module, **given)
     return thresholds.to_json(), with_thresholds(module, thresholds).eval(), thresholds.candidates
 
 

@@ -1,8 +1,8 @@
 """The thresholds and limits of a detector: read from a module, changed on a copy, written into the manifest."""
 
 import copy
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from torch import nn
@@ -16,6 +16,8 @@ from regionrt.train.models.proposal_net import ProposalNet
 from .errors import ExportError
 
 MAX_TOP_K = 3840  # TensorRT's TopK takes no more
+CHOSEN = ("score", "nms", "window_score", "merge", "candidates", "detections", "proposals")
+"""Those that are options of an export; a net that has not all of them refuses the others."""
 
 
 @dataclass(frozen=True)
@@ -31,13 +33,15 @@ class Thresholds:
     proposal_score: float | None = None
     proposal_candidates: int | None = None  # best anchors of a level that enter its NMS
     window_score: float | None = None  # of windows whose boxes are merged
-    merge: float | None = None  # the score (0..2) above which boxes are not merged
+    merge: float | None = None  # the match score (0..2) above which boxes are not merged
 
     def __post_init__(self) -> None:
         for name in ("score", "nms", "proposal_nms", "proposal_score", "window_score"):
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:
                 raise ExportError(f"expected {name} between 0 and 1, found {value}")
+        if self.merge is not None and not 0 <= self.merge <= 2:
+            raise ExportError(f"expected merge between 0 (never) and 2 (all boxes of a class), found {self.merge}")
         for name in ("detections", "proposals", "proposal_candidates", "candidates"):
             value = getattr(self, name)
             if value is not None and not 1 <= value <= MAX_TOP_K:
@@ -52,12 +56,33 @@ class Thresholds:
 
 def thresholds_of(module: nn.Module, **changes: float | int | None) -> Thresholds:
     """The module's own thresholds, with the given ones (not None) in their place. ExportError for one it has not."""
+    own = _own(module)
+    given = {name: value for name, value in changes.items() if value is not None}
+    check_had(given, own.to_json(), "OverFeat" if isinstance(module, Overfeat) else f"a {type(module).__name__}")
+    return replace(own, **given)  # type: ignore[arg-type]
+
+
+def thresholds_from(module: nn.Module, stated: Mapping[str, Any]) -> Thresholds:
+    """The module's own thresholds, with those that a manifest states in their place: of another kind of net the ones
+    that both have."""
+    own = _own(module)
+    return replace(own, **{name: stated[name] for name in own.to_json() if name in stated})
+
+
+def check_had(given: Collection[str], had: Collection[str], net: str) -> None:
+    """ExportError where thresholds are `given` that are not among those that the net `had`."""
+    if wrong := [name for name in given if name not in had]:
+        has = ", ".join(name for name in CHOSEN if name in had) or "none"
+        raise ExportError(f"{', '.join(wrong)}: {net} has no such threshold, leave it out (it has {has})")
+
+
+def _own(module: nn.Module) -> Thresholds:
     if isinstance(module, Overfeat):
-        return _of_windows(module, changes)
+        return Thresholds(**own_thresholds(module))
     takes = isinstance(module, ProposalNet)
     heads = module.heads if takes else module.roi_heads
     rpn = None if takes else module.rpn
-    own = Thresholds(
+    return Thresholds(
         score=heads.score_thresh,
         nms=heads.nms_thresh,
         detections=heads.detections_per_img,
@@ -67,28 +92,17 @@ def thresholds_of(module: nn.Module, **changes: float | int | None) -> Threshold
         proposal_candidates=None if rpn is None else rpn._pre_nms_top_n["testing"],
         candidates=MAX_TOP_K,
     )
-    return replace(own, **{name: value for name, value in changes.items() if value is not None})  # type: ignore[arg-type]
-
-
-def _of_windows(module: Overfeat, changes: Mapping[str, float | int | None]) -> Thresholds:
-    given = {name: value for name, value in changes.items() if value is not None}
-    if wrong := [name for name in ("nms", "proposals") if name in given]:
-        raise ExportError(f"{', '.join(wrong)}: OverFeat merges the boxes of all its windows, leave it out")
-    given["candidates"] = min(given.get("candidates", MAX_TOP_K), module.heads.candidates)
-    return replace(Thresholds(**own_thresholds(module)), **given)  # type: ignore[arg-type]
 
 
 def with_thresholds(module: nn.Module, thresholds: Thresholds | Mapping[str, Any]) -> nn.Module:
     """A copy of the module (sharing no weights) that uses `thresholds`; a manifest's dictionary is accepted.
 
-    Nets that are no detectors are copied as they are. Of a dictionary, entries that are no thresholds are passed over,
-    and those that are missing stay the module's own.
+    Nets that are no detectors are copied as they are. A dictionary is read as `thresholds_from` does.
     """
     if not isinstance(module, (FasterRCNN, ProposalNet, Overfeat)):
         return copy.deepcopy(module)  # dense nets and localisers have none
     if not isinstance(thresholds, Thresholds):
-        known = {field.name for field in fields(Thresholds)}
-        thresholds = thresholds_of(module, **{name: value for name, value in thresholds.items() if name in known})
+        thresholds = thresholds_from(module, thresholds)
     changed = copy.deepcopy(module)
     if isinstance(changed, Overfeat):
         changed.heads = merging_of(thresholds.to_json())

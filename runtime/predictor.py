@@ -210,10 +210,10 @@ class Predictor:
         if dropped:
             merges = "merge" in self.thresholds
             what = "windows above window_score" if merges else "candidate boxes above the score threshold"
-            remedy = "train with more candidates or a higher window_score" if merges else "export with a higher --score"
+            higher = "--window-score or more --candidates" if merges else "--score"
             warnings.warn(
                 f"{dropped} {what} were dropped by the cap of {self.thresholds.get('candidates', 'the net')}: objects "
-                f"may be missing; {remedy}",
+                f"may be missing; export with a higher {higher}",
                 stacklevel=3,
             )
         return [self._of(index, placement, outputs) for index, placement in enumerate(prepared.placements)]

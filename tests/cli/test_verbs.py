@@ -184,6 +184,24 @@ def test_wrong_use_is_2(arguments: list[str], capfd: pytest.CaptureFixture[str])
     assert "Traceback" not in capfd.readouterr().err
 
 
+@pytest.mark.parametrize("verb", ["export", "deploy"])
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--window-score", "0.4", "--merge", "0.6"], "window_score, merge: a FasterRCNN has no such threshold"),
+        (["--candidates", "5000"], "expected candidates between 1 and 3840"),
+        (["--nms", "1.5"], "expected nms between 0 and 1, found 1.5"),
+    ],
+)
+def test_thresholds_that_cannot_be(
+    verb: str, options: list[str], words: str, checkpoint: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    rest = ["--data", "shapes"] if verb == "deploy" else []
+    assert run([verb, str(checkpoint), "--out", str(tmp_path / "bundle"), *rest, *options]) == 1
+    assert words in one_line(capfd.readouterr().err)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_failed_export_leaves_the_old_bundle(
     checkpoint: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -115,6 +115,8 @@ def test_options_that_cannot_be(options, words):
         ({"detections": 0}, "detections"),
         ({"proposals": 0}, "proposals"),
         ({"candidates": 4000}, "3840"),
+        ({"candidates": 0}, "candidates between 1 and"),
+        ({"window_score": 0.5, "merge": 0.7}, "window_score, merge: a FasterRCNN has no such threshold, leave it out"),
         ({"size": (70, 96)}, "multiple of the stride"),
     ],
 )
@@ -149,9 +151,10 @@ def test_a_folder_that_is_no_bundle_is_left_alone(tmp_path, instant):
 
 
 def test_the_manifest_states_thresholds_of_the_options(fixed, tmp_path, instant):
-    options = ExportOptions(size=(64, 96), score=0.4, nms=0.6, detections=9, proposals=33, ops=("portable",))
+    chosen = {"score": 0.4, "nms": 0.6, "detections": 9, "proposals": 33, "candidates": 70}
+    options = ExportOptions(size=(64, 96), ops=("portable",), **chosen)
     export_bundle(fixed.module, tmp_path / "bundle", options, labels=LABELS)
     written = json.loads((tmp_path / "bundle" / "manifest.json").read_text())
     thresholds = written["thresholds"]
-    assert [thresholds[k] for k in ("score", "nms", "detections", "proposals")] == [0.4, 0.6, 9, 33]
+    assert {name: thresholds[name] for name in chosen} == chosen
     assert [a["form"] for a in written["artifacts"]] == ["portable"]

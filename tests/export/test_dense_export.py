@@ -156,6 +156,8 @@ def test_a_dynamic_canvas(tmp_path: Path) -> None:
     ("name", "options", "expected"),
     [
         ("unet", {"score": 0.5, "proposals": 10}, "score, proposals: a net for segmentation has no such threshold"),
+        ("unet", {"candidates": 10}, r"candidates: a net for segmentation .* leave it out \(it has none\)"),
+        ("localiser", {"nms": 0.5, "merge": 0.5}, "nms, merge: a net for localisation has no such threshold"),
         ("unet", {"precision": "fp16", "ops": ("staged",)}, "a net without regions is one stage"),
         ("localiser", {"probabilities": True}, "probabilities are of segmentation nets"),
     ],

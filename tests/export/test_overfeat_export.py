@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from block_photos import photos
-from tiny_overfeat import LABELS, tiny
+from tiny_overfeat import LABELS, TINY, tiny
 
 import regionrt.runtime as rt
 from regionrt.export import ExportOptions, export_bundle
@@ -21,10 +21,16 @@ from regionrt.runtime.bundle import Manifest
 from regionrt.train.models.errors import ModelError
 from regionrt.train.torch_runner import torch_predictor
 
+CHOSEN = {name: TINY[name] for name in ("score", "window_score", "merge", "detections", "candidates")}
+OTHERS = {"score": 0.5, "window_score": 0.1, "merge": 0.9, "detections": 3, "candidates": 20}
+
 
 @dataclass(frozen=True)
 class Made:
-    """A module, the bundle made of it, and its graph, for bundles of other forms. Tests leave them as they are."""
+    """A module, a bundle of its weights, and its graph, for bundles of other forms. Tests leave them as they are.
+
+    The bundle is of a net with other thresholds, and has the module's by options: what equals the module obeys them.
+    """
 
     module: torch.nn.Module
     bundle: Path
@@ -36,7 +42,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     module = tiny(class_agnostic=False)
     bundle = tmp_path_factory.mktemp("overfeat") / "bundle"
     prepared = Prepared()
-    return Made(module, export_bundle(module, bundle, ExportOptions(), labels=LABELS, prepared=prepared), prepared)
+    source = tiny(class_agnostic=False, **OTHERS)
+    options = ExportOptions(**CHOSEN)  # type: ignore[arg-type]
+    return Made(module, export_bundle(source, bundle, options, labels=LABELS, prepared=prepared), prepared)
 
 
 def test_every_form_equals_eager(made: Made) -> None:
@@ -64,7 +72,10 @@ def test_a_bundle_says_how_it_merges(made: Made) -> None:
 def test_thresholds_are_in_the_artefact(made: Made, form: str) -> None:
     photo = photos((60, 90))[0]
     with rt.load(made.bundle, form=form) as predict, torch_predictor(made.module, LABELS) as eager:
-        found, wanted = predict(photo), eager(photo)
+        with pytest.warns(UserWarning, match="cap of 40: .* a higher --window-score or more --candidates"):
+            found = predict(photo)
+        with pytest.warns(UserWarning, match="cap of 40"):
+            wanted = eager(photo)
     assert len(found) == len(wanted) > 0
     assert (found.scores > 0.2).all()
     np.testing.assert_allclose(found.boxes_xyxy, wanted.boxes_xyxy, atol=1e-2)
@@ -98,8 +109,17 @@ def test_there_is_no_plugin_that_merges(made: Made, tmp_path: Path) -> None:
     ("options", "error", "words"),
     [
         (ExportOptions(dynamic=True), ModelError, "follow from the canvas"),
-        (ExportOptions(nms=0.5), ExportError, "nms: OverFeat merges"),
-        (ExportOptions(proposals=9), ExportError, "proposals: OverFeat merges"),
+        (
+            ExportOptions(nms=0.5, proposals=9),
+            ExportError,
+            "nms, proposals: OverFeat has no such threshold, leave it out "
+            r"\(it has score, window_score, merge, candidates, detections\)",
+        ),
+        (ExportOptions(window_score=1.5), ExportError, "expected window_score between 0 and 1, found 1.5"),
+        (ExportOptions(merge=-0.1), ExportError, "expected merge between 0 .* and 2 .*, found -0.1"),
+        (ExportOptions(merge=2.5), ExportError, "found 2.5"),
+        (ExportOptions(merge=float("nan")), ExportError, "found nan"),
+        (ExportOptions(candidates=4000), ExportError, "expected candidates between 1 and 3840"),
     ],
 )
 def test_what_it_cannot_be_is_refused(
