@@ -13,8 +13,10 @@ import onnx_ir as ir
 from torch import nn
 from torchvision.models.detection import FasterRCNN
 
+from regionrt.plugins.ops import DOMAIN
 from regionrt.runtime.atomic import replace_folder
 from regionrt.runtime.bundle import MANIFEST, Artifact, Manifest, is_bundle, sha256_of
+from regionrt.runtime.gpu.steps import why_no_kernels
 from regionrt.runtime.image import Canvas
 from regionrt.runtime.selective_search import SelectiveSearch
 from regionrt.train.checkpoint import Checkpoint, module_from_checkpoint
@@ -159,6 +161,9 @@ def export_bundle(
         if found.abstract is None:
             found.abstract = onnx_from_module(ready, canvas, candidates=candidates, probabilities=options.probabilities)
         abstract = found.abstract.clone()
+        why = why_no_kernels(node.op_type for node in abstract.graph if node.domain == DOMAIN)
+        if why and options.precision == "fp16" and "staged" in options.forms:  # which only a GPU runs
+            raise ExportError(f"fp16 staged: {why}")
         quantization = None
         if photos is not None:
             if found.quantization is None:

@@ -162,22 +162,21 @@ def build_engines(
     _check_target(target, options)
     bundle = Path(bundle)
     manifest = Manifest.read(bundle)
-    sources = _sources(manifest, target, options)
+    work = [(source, parts_of(source)) for source in _sources(manifest, target, options)]
     built: list[tuple[dict[str, Any], Files]] = []  # manifest entry, its engines
     new: list[str] = []
     try:
-        for index, source in enumerate(sources):
+        for index, (source, parts) in enumerate(work):
             manifest.verify_files(source.files)
-            parts = parts_of(source)
             label = f"{target} {source.precision}"
             files: Files = {}
             made: list[MadePart] = []
             for number, part in enumerate(parts):
-                start = (index + number / len(parts)) / len(sources)
+                start = (index + number / len(parts)) / len(work)
 
                 def tell(phase: str, fraction: float, label: str = label, start: float = start) -> None:
                     if progress is not None:
-                        progress(f"{label}: {phase}", start + fraction / len(parts) / len(sources))  # noqa: B023
+                        progress(f"{label}: {phase}", start + fraction / len(parts) / len(work))  # noqa: B023
 
                 with tempfile.TemporaryDirectory() as scratch:
                     engine = Path(scratch, "engine")

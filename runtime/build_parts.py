@@ -8,6 +8,7 @@ from typing import Any
 
 from .bundle import Artifact
 from .errors import BackendError
+from .gpu.steps import why_no_kernels
 
 Profile = Mapping[str, Mapping[str, Sequence[int]]]
 
@@ -47,10 +48,13 @@ class MadePart:
 
 
 def parts_of(source: Artifact) -> list[Part]:
-    """What to build, in order. BackendError for an artefact without the sizes that an engine needs."""
+    """What to build, in order. BackendError for an artefact without the sizes that an engine needs, or with ops between
+    stages that have no CUDA form."""
     profiles = source.profiles or (batch_one(source),)
     if source.form != "staged":
         return [Part(source.files[0], tuple(profiles))]
+    if why := why_no_kernels(source.ops_between):
+        raise BackendError(f"{source.form} {source.precision}: {why}")
     maps = {name for stage in source.stages for name in stage["channels_last"] if name in stage["outputs"]}
     pooled = {  # whatever op reads maps that are channels last gives its rows so
         name: tuple(op["attributes"].get("bins", ()))

@@ -45,6 +45,11 @@ def why_not(manifest: Manifest, artifact: Artifact, allow_host_code: bool = Fals
 
 def _why_no_engine(manifest: Manifest, artifact: Artifact, allow_host_code: bool) -> str | None:
     """Everything that stands in the way, so that a user does not mend one thing only to meet the next."""
+    if artifact.form == "staged":
+        from .gpu.steps import why_no_kernels
+
+        if why := why_no_kernels(artifact.ops_between):
+            return why  # whatever else there is, building it again does not help
     if artifact.engine is None and artifact.files[0].endswith(".onnx"):
         return f"it runs as engines, which are built from it: {rebuild_command(manifest, artifact)}"
     certificate = artifact.engine or {}

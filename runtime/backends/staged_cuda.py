@@ -14,7 +14,7 @@ from regionrt.runtime.bundle import Artifact, Manifest
 from regionrt.runtime.errors import BackendError
 from regionrt.runtime.gpu.arrays import SIZES, GpuArray
 from regionrt.runtime.gpu.kernels import Kernels
-from regionrt.runtime.gpu.steps import OPS, Layouts
+from regionrt.runtime.gpu.steps import OPS, Layouts, why_no_kernels
 from regionrt.runtime.inputs import inputs_of
 
 from .cuda import Cuda
@@ -35,7 +35,8 @@ class StagedCudaRunner(PooledRunner):
         kernels: in the place of those that NVRTC compiles.
 
     Raises:
-        BackendError: what the engine refuses, a limit beyond the kernels', no NVRTC, too little GPU memory.
+        BackendError: an op without a CUDA form, what the engine refuses, a limit beyond the kernels', no NVRTC, too
+            little GPU memory.
         BundleError: stages that are not described as they should be.
     """
 
@@ -50,6 +51,8 @@ class StagedCudaRunner(PooledRunner):
         max_batch: int | None = None,
         kernels: Kernels | None = None,
     ) -> None:
+        if why := why_no_kernels(artifact.ops_between):
+            raise BackendError(f"{artifact}: {why}")
         super().__init__(engine.name, workers)
         self.cuda, self._engine = cuda, engine
         profiles = [profile["images"] for profile in artifact.profiles]

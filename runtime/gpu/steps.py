@@ -1,11 +1,12 @@
 """Ops between dense stages, as the manifest has them, on padded rows on the GPU: what each gives, and its launches.
 
-To add an op: an entry in `OPS`; where it makes no row of each region, with a class of these three functions.
+To add an op: an entry in `OPS`; where it makes no row of each region, with a class of these three functions. An op that
+has none there has no CUDA form: `why_no_kernels` says so at export, at the build and at load.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -152,3 +153,16 @@ OPS: dict[str, Op] = {
     "RegionWarp": Pooling(warp),
     "RegionDetections": Detections(),
 }
+
+
+def why_no_kernels(ops_between: Iterable[Any]) -> str | None:
+    """Which ops between stages, names or entries of a manifest, have no CUDA form, and what to build instead; None if
+    all have one."""
+    names = {str(op["op"] if isinstance(op, Mapping) and "op" in op else op) for op in ops_between}
+    lacking = sorted(names - OPS.keys())
+    if not lacking:
+        return None
+    return (
+        f"{', '.join(lacking)} has no CUDA form in this version of regionrt, so the form staged does not run on a GPU; "
+        "build an engine of the form portable, which needs none: --ops portable"
+    )

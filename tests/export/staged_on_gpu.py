@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import kernels
+import numpy as np
 import onnx
 from fake_cuda import FakeDriver
 from fake_tensorrt import FakeTensorRT, write_plan
@@ -14,6 +15,8 @@ from fake_tensorrt import FakeTensorRT, write_plan
 from regionrt.runtime.backends.cuda import Cuda, CudaPython
 from regionrt.runtime.backends.staged_cuda import StagedCudaRunner
 from regionrt.runtime.backends.tensorrt_stages import TensorRTStages
+from regionrt.runtime.build_parts import MadePart, Part, parts_of
+from regionrt.runtime.build_settings import pyramid_channels_first
 from regionrt.runtime.bundle import Artifact, Manifest
 from regionrt.runtime.gpu.kernels import Kernels
 
@@ -44,13 +47,23 @@ class Machine:
 
     @classmethod
     def of(
-        cls, bundle: Path, folder: Path, flavour: str = "tensorrt-rtx", batches: tuple[int, int] = (1, 4)
+        cls,
+        bundle: Path,
+        folder: Path,
+        flavour: str = "tensorrt-rtx",
+        batches: tuple[int, int] = (1, 4),
+        as_built: bool = True,
     ) -> Machine:
+        """`as_built`: with engines that take what the kernels write, as `regionrt build` makes them."""
         manifest = Manifest.read(bundle)
         source = next(a for a in manifest.artifacts if a.form == "staged")
         stages, files = [], []
-        for stage in source.stages:
-            model = onnx.load(bundle / stage["file"])
+        for part in parts_of(source):
+            assert part.stage is not None
+            stage, model = dict(part.stage), onnx.load(bundle / part.stage["file"])
+            if as_built:
+                stage = MadePart(part, stage["file"], {}).entry()
+                take_channels_last(model, part)
             profile = stage_profile(stage, manifest.canvas, batches)
             path = folder / f"{stage['name']}.engine"
             path.write_bytes(write_plan(model, [profile]))
@@ -72,6 +85,39 @@ class Machine:
         return StagedCudaRunner(
             self.manifest, self.artifact, engine, cuda, kernels=Kernels(cuda, kernels.cubin), **options
         )
+
+
+def take_channels_last(model: onnx.ModelProto, part: Part) -> None:
+    """The stage's file as the build changes its network: inputs as the kernels write them."""
+    for name, bins in part.channels_last.items():
+        (value,) = (value for value in model.graph.input if value.name == name)
+        sides = value.type.tensor_type.shape.dim
+        first = [side.dim_value for side in sides][1:]
+        moved = f"{name}.channels_first"
+        for node in model.graph.node:
+            node.input[:] = [moved if given == name else given for given in node.input]
+        if bins:
+            cells = sum(side * side for side in bins)
+            last, order = [cells, first[-1] // cells], pyramid_channels_first(bins, first[-1] // cells)
+        else:
+            _, channels, height, width = first
+            last = [height, width, channels]
+            order = np.arange(channels * height * width).reshape(last).transpose(2, 0, 1).ravel()
+        numbers = {"flat": [-1, order.size], "order": order, "back": [-1, *first]}
+        model.graph.initializer.extend(
+            onnx.numpy_helper.from_array(np.asarray(n, np.int64), f"{moved}.{key}") for key, n in numbers.items()
+        )
+        nodes = [
+            onnx.helper.make_node("Reshape", [name, f"{moved}.flat"], [f"{moved}.rows"]),
+            onnx.helper.make_node("Gather", [f"{moved}.rows", f"{moved}.order"], [f"{moved}.moved"], axis=1),
+            onnx.helper.make_node("Reshape", [f"{moved}.moved", f"{moved}.back"], [moved]),
+        ]
+        kept = [*nodes, *model.graph.node]
+        del model.graph.node[:]
+        model.graph.node.extend(kept)
+        rows = sides[0].dim_param or sides[0].dim_value
+        kind = value.type.tensor_type.elem_type
+        value.CopyFrom(onnx.helper.make_tensor_value_info(name, kind, [rows, *last]))
 
 
 class _Anywhere:

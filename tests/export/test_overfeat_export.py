@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +19,10 @@ from regionrt.export.bundle import Prepared
 from regionrt.export.errors import ExportError
 from regionrt.export.units import units_of
 from regionrt.export.verify import verify
+from regionrt.runtime import build
+from regionrt.runtime.backends.staged_cuda import StagedCudaRunner
 from regionrt.runtime.bundle import Manifest
+from regionrt.runtime.errors import BackendError
 from regionrt.train.models.errors import ModelError
 from regionrt.train.torch_runner import torch_predictor
 
@@ -103,6 +108,35 @@ def test_there_is_no_plugin_that_merges(made: Made, tmp_path: Path) -> None:
             made.module, tmp_path / "bundle", ExportOptions(ops=("plugin",)), labels=LABELS, prepared=made.prepared
         )
     assert not (tmp_path / "bundle").exists()
+
+
+NO_KERNELS = (
+    "RegionMerge has no CUDA form in this version of regionrt, so the form staged does not run on a GPU; "
+    "build an engine of the form portable, which needs none: --ops portable"
+)
+
+
+def test_the_staged_form_on_a_gpu_is_refused_before_anything_is_built(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build, "run_build", lambda *_, **__: pytest.fail("an engine is built"))
+    with pytest.raises(BackendError, match=f"^staged fp32: {NO_KERNELS}$"):
+        build.build_engines(made.bundle, "tensorrt-rtx", build.BuildOptions(ops="staged"))
+    fp16 = ExportOptions(precision="fp16", ops=("staged",))
+    with pytest.raises(ExportError, match=f"^fp16 staged: {NO_KERNELS}$"):
+        export_bundle(made.module, tmp_path / "bundle", fp16, labels=LABELS, prepared=made.prepared)
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_engines_of_its_stages_are_refused_in_the_same_words(made: Made) -> None:
+    """As an earlier version built them: before a GPU is asked for, and the rest of the bundle runs."""
+    manifest = Manifest.read(made.bundle)
+    staged = next(artifact for artifact in manifest.artifacts if artifact.form == "staged")
+    engines = replace(staged, backend="tensorrt-rtx", engine={"flavour": "tensorrt-rtx"})
+    assert manifest.preflight(engines) == NO_KERNELS
+    nothing: Any = SimpleNamespace(name="tensorrt-rtx")
+    with pytest.raises(BackendError, match=f"^tensorrt-rtx staged fp32: {NO_KERNELS}$"):
+        StagedCudaRunner(manifest, engines, nothing, nothing)
 
 
 @pytest.mark.parametrize(

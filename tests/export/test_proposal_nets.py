@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from block_photos import photos
+from staged_on_gpu import Machine
 from tiny_proposal_nets import LABELS, boxes_in, instead_of_searching, tiny
 
 import regionrt.runtime as rt
@@ -20,6 +21,7 @@ from regionrt.runtime.bundle import Manifest
 from regionrt.runtime.errors import BackendError
 from regionrt.runtime.loading import runner_for
 from regionrt.train.checkpoint import Checkpoint, module_from_checkpoint
+from regionrt.train.models.proposal_net import eager
 from regionrt.train.torch_runner import torch_predictor
 
 NETS = {
@@ -47,8 +49,8 @@ def _no_search(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 @pytest.fixture(scope="module", params=NETS)
 def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Made:
     module = tiny(request.param.split()[0], **NETS[request.param])
-    bundle = tmp_path_factory.mktemp("net") / "bundle"
-    return Made(module, export_bundle(module, bundle, ExportOptions(), labels=LABELS))
+    bundle = tmp_path_factory.mktemp("net") / "bundle"  # its candidates: a fake GPU runs empty blocks too, in turn
+    return Made(module, export_bundle(module, bundle, ExportOptions(candidates=80), labels=LABELS))
 
 
 def test_every_form_equals_eager(made: Made) -> None:
@@ -121,6 +123,24 @@ def test_the_staged_form_pools_no_more_rows_at_once_than_a_stage_takes(made: Mad
     for one, other in zip(parts, whole, strict=True):
         np.testing.assert_allclose(one.boxes_xyxy, other.boxes_xyxy, atol=1e-4)
         np.testing.assert_allclose(one.scores, other.scores, atol=1e-6)
+
+
+def test_the_staged_form_on_a_gpu(made: Made, tmp_path: Path) -> None:
+    """On the fake one, with the real kernels; the engines take what these write, pyramids level by level too."""
+    machine = Machine.of(made.bundle, tmp_path, batches=(1, 2))
+    given, runner = photos((60, 90), (64, 96)), machine.runner()
+    images, sizes, placements = machine.manifest.canvas.place(given)
+    assert machine.manifest.proposals is not None
+    proposals = machine.manifest.proposals.place(given, [boxes_in(photo)[:10] for photo in given], placements)
+    found = runner.run(images, sizes, **proposals)
+    arrays = map(torch.from_numpy, (images, sizes, *proposals.values()))
+    wanted = {name: value.numpy() for name, value in eager(made.module, *arrays).items()}
+    assert wanted["num_detections"].min() > 0
+    for name in ("num_detections", "labels"):
+        np.testing.assert_array_equal(found[name], wanted[name])
+    np.testing.assert_allclose(found["boxes"], wanted["boxes"], atol=1e-3)
+    np.testing.assert_allclose(found["scores"], wanted["scores"], atol=1e-5)
+    runner.close()
 
 
 def test_fully_connected_layers_are_compressed_by_their_papers_names() -> None:
