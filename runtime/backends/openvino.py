@@ -12,7 +12,7 @@ import numpy as np
 from regionrt.runtime.errors import BackendError
 from regionrt.runtime.machine import usable_cores
 
-from .staged import usual_shapes
+from .staged_buckets import usual_shapes
 
 _BF16 = np.dtype(np.uint16)  # NumPy has no bf16: its bits
 PRECISIONS = ("fp32", "bf16", "int8")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,12 +16,9 @@ from regionrt.runtime.bundle import Artifact, Manifest
 from regionrt.runtime.errors import BackendError
 from regionrt.runtime.inputs import inputs_of, request_of
 
+from .staged_buckets import bucket_of, chunk_of
 from .staged_rows import PooledRows, Rows, packed, pooled_of, share_alike
 from .staged_steps import OUTPUTS, checked_stages, in_order, read_constants
-
-_STEP = 32  # an engine prepares for each number of rows anew: it sees multiples of this, and
-_CHUNK = 256  # at most so many at once: their features then stay in the cache (fc6 of 1000 RoIs: a quarter faster),
-_CHUNK_BYTES = 32 << 20  # and no more than this of larger ones: 256 crops of 224 × 224 px take gigabytes in VGG16
 
 Windows = Callable[[np.ndarray, Sequence[int]], np.ndarray]
 """RoIs [R, 4], and height and width of the map -> int [R, 4], the same of those that are pooled alike."""
@@ -371,30 +367,6 @@ _OPS: dict[str, Callable[..., dict[str, Any]]] = {
 }
 _POOLINGS = ("RegionRoiAlign", "RegionRoiPool", "RegionPyramidPool", "RegionWarp")
 """What gives a row for each RoI, from maps that are channels last."""
-
-
-def chunk_of(stage: Mapping[str, Any]) -> int:
-    """How many rows go through a stage at once, at most."""
-    largest = max(math.prod(filter(None, stage["shapes"][name])) for name in stage["inputs"])
-    return min(_CHUNK, max(_STEP, _CHUNK_BYTES // (4 * largest) // _STEP * _STEP))
-
-
-def bucket_of(rows: int, most: int, chunk: int | None = None) -> int:
-    """How many rows a stage runs on for `rows` real ones of at most `most`: one of few numbers, at least 1."""
-    chunk = chunk or _CHUNK
-    if rows > chunk:
-        return -(-rows // chunk) * chunk
-    return max(min(-(-rows // _STEP) * _STEP, most), 1)
-
-
-def usual_shapes(stage: Mapping[str, Any]) -> dict[str, list[int | None]]:
-    """The shapes of a stage's inputs for one image, all of its slots in use; None where a dynamic canvas decides."""
-    if stage["slots"] is None:
-        first = 1
-    else:
-        chunk = chunk_of(stage)
-        first = min(bucket_of(stage["slots"], stage["slots"], chunk), chunk)
-    return {name: [first, *stage["shapes"][name][1:]] for name in stage["inputs"]}
 
 
 def _of_one_map(pool: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:

@@ -44,15 +44,17 @@ class PooledRows:
 
     def at_once(self) -> PooledRows:
         """The same, pooled now."""
-        data = np.empty((self.number, *self.shape), self.dtype)
-        self.into(data, 0)
-        return replace(pooled_of(Rows(data, self.counts)), places=self.places)
+        return replace(pooled_of(Rows(self._pooled(), self.counts)), places=self.places)
 
     def whole(self) -> Rows:
         """A row for each RoI."""
+        data = self._pooled()
+        return Rows(data if self.places is None else data[self.places], self.counts)
+
+    def _pooled(self) -> np.ndarray:
         data = np.empty((self.number, *self.shape), self.dtype)
         self.into(data, 0)
-        return Rows(data if self.places is None else data[self.places], self.counts)
+        return data
 
 
 def share_alike(rois: Sequence[np.ndarray], windows: Sequence[np.ndarray]) -> tuple[list[np.ndarray], np.ndarray]:

@@ -102,13 +102,13 @@ def test_a_request_without_proposals_is_refused(made: Made, form: str) -> None:
 
 
 def test_the_staged_form_pools_no_more_rows_at_once_than_a_stage_takes(made: Made, monkeypatch) -> None:
-    from regionrt.runtime.backends import staged
+    from regionrt.runtime.backends import staged, staged_buckets
 
     images, seen = photos((60, 90), (64, 96)), []
     boxes = [boxes_in(image)[:10] for image in images]
     with rt.load(made.bundle, "onnxruntime", form="staged") as predict:
         whole = predict.batch(images, boxes)
-        monkeypatch.setattr(staged, "_CHUNK", 8)
+        monkeypatch.setattr(staged_buckets, "_CHUNK", 8)
         some = staged.StagedRunner._some
 
         def watched(self, worker, step, name, value, start, stop):

@@ -15,8 +15,9 @@ import regionrt.runtime as rt
 from regionrt.export import ExportOptions, export_bundle, verify
 from regionrt.runtime import native
 from regionrt.runtime.backends import openvino as openvino_backend
-from regionrt.runtime.backends import staged
-from regionrt.runtime.backends.staged import Rows, StagedRunner, bucket_of
+from regionrt.runtime.backends import staged_buckets
+from regionrt.runtime.backends.staged import Rows, StagedRunner
+from regionrt.runtime.backends.staged_buckets import bucket_of
 from regionrt.runtime.bundle import Manifest
 from regionrt.runtime.loading import runner_for
 
@@ -220,8 +221,8 @@ def test_rows_are_rounded_up_to_few_numbers(rows, bucket):
 def test_many_rows_go_in_chunks(fixed, monkeypatch):
     """More rows than go at once: the same as all at once."""
     wanted = runner_of(fixed, "openvino").run(*placed(fixed, 4))
-    monkeypatch.setattr(staged, "_CHUNK", 16)
-    monkeypatch.setattr(staged, "_STEP", 8)
+    monkeypatch.setattr(staged_buckets, "_CHUNK", 16)
+    monkeypatch.setattr(staged_buckets, "_STEP", 8)
     runner, seen = runner_of(fixed, "openvino"), []
     session = runner._stages["dense_1"].session()
     run = session.run
