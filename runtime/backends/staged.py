@@ -17,11 +17,9 @@ from regionrt.runtime.errors import BackendError
 from regionrt.runtime.inputs import inputs_of, request_of
 
 from .staged_buckets import bucket_of, chunk_of
-from .staged_rows import PooledRows, Rows, packed, pooled_of, share_alike
+from .staged_ops import OPS, POOLINGS, Setting
+from .staged_rows import PooledRows, Rows, packed, pooled_of
 from .staged_steps import OUTPUTS, checked_stages, in_order, read_constants
-
-Windows = Callable[[np.ndarray, Sequence[int]], np.ndarray]
-"""RoIs [R, 4], and height and width of the map -> int [R, 4], the same of those that are pooled alike."""
 
 
 class StageSession(Protocol):
@@ -79,17 +77,19 @@ class StagedRunner:
         self.name = engine.name
         self.threads = engine.threads
         self._stages = {
-            stage["name"]: engine.open(manifest.path(stage["file"]), stage) for stage in checked_stages(artifact, _OPS)
+            stage["name"]: engine.open(manifest.path(stage["file"]), stage) for stage in checked_stages(artifact, OPS)
         }
         self.about: Mapping[str, Any] = getattr(engine, "about", {})
         types = {stage.feature_type for stage in self._stages.values()}
-        (self._feature_type,) = types or {np.dtype(np.float32)}
+        (feature_type,) = types or {np.dtype(np.float32)}
         constants = read_constants(manifest, artifact)
         self._inputs = inputs_of(artifact.inputs)
         self.steps = in_order([*artifact.stages], [*artifact.ops_between], {*self._inputs, *constants})
         self._constants = constants
+        channels_last = frozenset(name for stage in artifact.stages for name in stage["channels_last"])
+        self._setting = Setting(self.threads, feature_type, channels_last)
         self._counts_of = {
-            name: op["inputs"][-1] for op in artifact.ops_between for name in op["outputs"] if _is_pooling(op)
+            name: op["inputs"][-1] for op in artifact.ops_between for name in op["outputs"] if op["op"] in POOLINGS
         }
         images = [stage for stage in artifact.stages if stage["slots"] is None]
         self._features = {name for stage in images for name in stage["channels_last"]}
@@ -152,12 +152,12 @@ class StagedRunner:
         """A whole graph's value as the steps hand it over."""
         if name in self._features:
             last = np.ascontiguousarray(values[name].transpose(0, 2, 3, 1))
-            return native.narrowed(last, self._feature_type)
+            return native.narrowed(last, self._setting.feature_type)
         if name in self._counts_of:
             rows = packed(values[name], values[self._counts_of[name]])
             if name in step["channels_last"]:
                 rows = Rows(rows.data.transpose(0, 2, 3, 1), rows.counts)
-            return Rows(native.narrowed(np.ascontiguousarray(rows.data), self._feature_type), rows.counts)
+            return Rows(native.narrowed(np.ascontiguousarray(rows.data), self._setting.feature_type), rows.counts)
         if name in self._by_row:
             return packed(values[name], values[step["inputs"][-2]])  # RegionDetections: the counts of its RoIs
         return values[name]
@@ -168,15 +168,12 @@ class StagedRunner:
             value = value.whole()
         if isinstance(value, Rows):
             data = native.widened(value.data)
-            rows = Rows(data.transpose(0, 3, 1, 2) if self._pooled_channels_last(name) else data, value.counts)
+            rows = Rows(data.transpose(0, 3, 1, 2) if name in self._setting.channels_last else data, value.counts)
             whole = like.copy()
             for image, count in enumerate(rows.counts):
                 whole[image, :count] = rows.of(image)
             return whole
         return native.widened(value).transpose(0, 3, 1, 2) if name in self._features else value.copy()
-
-    def _pooled_channels_last(self, name: str) -> bool:
-        return any(name in step.get("channels_last", ()) for step in self.steps)
 
     @contextmanager
     def _worker(self) -> Iterator[_Worker]:
@@ -198,7 +195,7 @@ class StagedRunner:
 
     def _step(self, worker: _Worker, step: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
         if "op" in step:
-            return _OPS[step["op"]](self, worker, step, values)
+            return OPS[step["op"]](self._setting, step, values)
         if step["slots"] is not None:
             return self._dense_rows(worker, step, values)
         return worker.sessions[step["name"]].run({name: values[name] for name in step["inputs"]})
@@ -250,129 +247,3 @@ class StagedRunner:
         value.into(some[:rows], start)
         some[rows:] = 0
         return some if name in step["channels_last"] else some.reshape(len(some), 1, *value.shape)
-
-    def _proposals(self, worker: _Worker, step: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
-        *levels, sizes = (values[name] for name in step["inputs"])
-        third = len(levels) // 3
-        found = native.proposals(
-            levels[:third], levels[third : 2 * third], levels[2 * third :], sizes, threads=self.threads,
-            **step["attributes"],
-        )  # fmt: skip
-        return dict(zip(step["outputs"], found, strict=True))
-
-    def _roi_align(self, worker: _Worker, step: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
-        options = {**step["attributes"], "aligned": bool(step["attributes"]["aligned"])}
-        return self._pooled_in_bins(worker, step, values, native.roi_align, options)
-
-    def _roi_pool(self, worker: _Worker, step: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
-        options = step["attributes"]
-        return self._pooled_in_bins(
-            worker, step, values, _of_one_map(native.roi_pool), options,
-            lambda rois, side: native.cells_of(rois, options["spatial_scale"]),
-        )  # fmt: skip
-
-    def _pyramid_pool(self, worker: _Worker, step: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
-        channels = values[step["inputs"][0]].shape[-1]
-        shape = (channels * sum(b * b for b in step["attributes"]["bins"]),)
-        options = step["attributes"]
-        return self._pooled(
-            worker, step, values, _of_one_map(native.pyramid_pool), options, shape,
-            lambda rois, side: native.windows_of(rois, options["spatial_scale"], side),
-        )  # fmt: skip
-
-    def _warp(self, worker: _Worker, step: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
-        return self._pooled_in_bins(worker, step, values, _of_one_map(native.warp), step["attributes"])
-
-    def _pooled_in_bins(
-        self,
-        worker: _Worker,
-        step: Mapping[str, Any],
-        values: Mapping[str, Any],
-        pool: Callable[..., np.ndarray],
-        attributes: Mapping[str, Any],
-        windows: Windows | None = None,
-    ) -> dict[str, Any]:
-        """RoI features [R, C, h, w] or [R, h, w, C], by a native op that takes a list of maps."""
-        options = dict(attributes)
-        options["output_size"] = size = (options.pop("output_height"), options.pop("output_width"))
-        last = options["channels_last"] = self._pooled_channels_last(step["outputs"][0])
-        channels = values[step["inputs"][0]].shape[-1]
-        shape = (*size, channels) if last else (channels, *size)
-        return self._pooled(worker, step, values, pool, options, shape, windows)
-
-    def _pooled(
-        self,
-        worker: _Worker,
-        step: Mapping[str, Any],
-        values: Mapping[str, Any],
-        pool: Callable[..., np.ndarray],
-        options: Mapping[str, Any],
-        shape: tuple[int, ...],
-        windows: Windows | None = None,
-    ) -> dict[str, Any]:
-        """The RoIs of all images, packed, each pooled to `shape`; those with the same windows on the map once."""
-        *levels, rois, counts = (values[name] for name in step["inputs"])
-        (name,) = step["outputs"]
-        of_images, places = [boxes[:count] for boxes, count in zip(rois, counts, strict=True)], None
-        if windows is not None:
-            side = levels[0].shape[1:3]
-            with np.errstate(invalid="ignore"):  # a RoI with NaN has no window
-                of_images, places = share_alike(of_images, [windows(boxes, side) for boxes in of_images])
-        ends = np.cumsum([len(boxes) for boxes in of_images])
-
-        def into(out: np.ndarray, start: int) -> None:
-            stop = start + len(out)
-            for image, (boxes, last) in enumerate(zip(of_images, ends, strict=True)):
-                first = last - len(boxes)
-                low, high = max(first, start), min(last, stop)
-                if low < high:
-                    pool(
-                        [level[image : image + 1] for level in levels],
-                        boxes[None, low - first : high - first],
-                        np.array([high - low], np.int32),
-                        out=out[None, low - start : high - start],
-                        threads=self.threads,
-                        **options,
-                    )
-
-        return {name: PooledRows(shape, self._feature_type, counts, into, int(ends[-1]), places)}
-
-    def _detections(self, worker: _Worker, step: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
-        logits, deltas, rois, counts, sizes = (values[name] for name in step["inputs"])
-        options = {**step["attributes"], "class_agnostic": bool(step["attributes"]["class_agnostic"])}
-        found = [
-            native.detections(
-                logits.of(n)[None], deltas.of(n)[None], rois[n : n + 1, :count], counts[n : n + 1], sizes[n : n + 1],
-                threads=self.threads, **options,
-            )
-            for n, count in enumerate(counts)
-        ]  # fmt: skip
-        whole = [values[0] if len(found) == 1 else np.concatenate(values) for values in zip(*found, strict=True)]
-        return dict(zip(step["outputs"], whole, strict=True))
-
-    def _merge(self, worker: _Worker, step: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
-        options = {**step["attributes"], "class_agnostic": bool(step["attributes"]["class_agnostic"])}
-        found = native.merge(*(values[name] for name in step["inputs"]), threads=self.threads, **options)
-        return dict(zip(step["outputs"], found, strict=True))
-
-
-_OPS: dict[str, Callable[..., dict[str, Any]]] = {
-    "RegionProposals": StagedRunner._proposals,
-    "RegionRoiAlign": StagedRunner._roi_align,
-    "RegionRoiPool": StagedRunner._roi_pool,
-    "RegionPyramidPool": StagedRunner._pyramid_pool,
-    "RegionWarp": StagedRunner._warp,
-    "RegionDetections": StagedRunner._detections,
-    "RegionMerge": StagedRunner._merge,
-}
-_POOLINGS = ("RegionRoiAlign", "RegionRoiPool", "RegionPyramidPool", "RegionWarp")
-"""What gives a row for each RoI, from maps that are channels last."""
-
-
-def _of_one_map(pool: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
-    """A native op that takes one map, as `StagedRunner._pooled` calls all: with a list of them."""
-    return lambda levels, *rest, **options: pool(*levels, *rest, **options)
-
-
-def _is_pooling(op: Mapping[str, Any]) -> bool:
-    return op["op"] in _POOLINGS
