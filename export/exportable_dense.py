@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from regionrt.runtime.image import Canvas
 from regionrt.train.models.dense import DenseNet, normalised
-from regionrt.train.models.localiser import Localiser, detection_of
+from regionrt.train.models.localiser import Localiser, detection_of, frames_of
 
 from .errors import ExportError
 
@@ -36,8 +36,8 @@ class ExportableLocaliser(nn.Module):
 
     def forward(self, images: Tensor, image_sizes: Tensor) -> tuple[Tensor, ...]:
         """images uint8 [N, H, W, 3] (the canvas), image_sizes int32 [N, 2] (its valid part)."""
-        logits, fractions = self.module(normalised(self.module, images, image_sizes))
-        found = detection_of(logits.float(), fractions.float(), image_sizes, images.shape[1], images.shape[2])
+        logits, fractions = self.module(normalised(self.module, images, image_sizes), image_sizes)
+        found = detection_of(logits.float(), fractions.float(), *frames_of(self.module, images, image_sizes))
         return tuple(found[name] for name in self.outputs)
 
 

@@ -44,6 +44,7 @@ _STAGE_NAMES = {  # of the values at our nodes, so that verify can speak of them
 _POOLING_NAMES = {  # numbered in the order in which they run
     "RegionMaxPool": (("pool_input",), ("pooled", "places")),
     "RegionMaxUnpool": (("unpool_input",), ("unpooled",)),
+    "RegionPyramidPool": (("features", "rois", "roi_counts"), ("roi_features",)),
 }
 
 
@@ -175,7 +176,7 @@ def _name_stages(model: ir.Model, pooled_levels: Sequence[Sequence[int]]) -> Non
 
 
 def _name_dense_stages(model: ir.Model, segments: bool) -> None:
-    """Name what is pooled and unpooled, and the logits, as `train.models.dense.eager` does."""
+    """Name what is pooled and unpooled, and the logits, as the nets' eager references do."""
     named: set[ir.Value] = set()
     counts = dict.fromkeys(_POOLING_NAMES, 0)
     for node in model.graph:

@@ -29,6 +29,7 @@ from .checkpoint import Checkpoint, load_weights, write_checkpoint
 from .data.semantic import median_frequency_weights
 from .initial import checkpoint_to_start_from, frozen_modules, init_backbone
 from .models import MODELS, ModelError, build_model
+from .models.memory_layout import training_layout
 from .models.proposal_net import usually_frozen
 from .models.torchvision_models import BACKBONE_OF
 from .options import TrainError, TrainOptions
@@ -130,7 +131,8 @@ def train(
             num_sanity_val_steps=0,
             use_distributed_sampler=False,
         )
-        training = _Training(module, task, items, held, options)
+        layout = training_layout(module, options.precision, on_cpu=trainer.strategy.root_device.type == "cpu")
+        training = _Training(module, task, items, held, options, layout)
         with _stops_as_usual(trainer):
             trainer.fit(training, ckpt_path=folder.state if resuming else None, weights_only=True)
     if trainer.is_global_zero and full.get("classifier") == "svm":
@@ -195,9 +197,17 @@ def _config(model: str, given: Mapping[str, Any], options: TrainOptions) -> dict
 class _Training(pl.LightningModule):
     """One step of training, its optimiser and its batches."""
 
-    def __init__(self, module: nn.Module, task: Task, items: Any, held: list[nn.Module], options: TrainOptions) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        task: Task,
+        items: Any,
+        held: list[nn.Module],
+        options: TrainOptions,
+        layout: torch.memory_format,
+    ) -> None:
         super().__init__()
-        self.module = module.to(memory_format=torch.channels_last)
+        self.module = module.to(memory_format=layout)
         self.task = task
         self.items = items
         self.options = options

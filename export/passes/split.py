@@ -39,7 +39,7 @@ def split(model: ir.Model) -> list[Unit]:
         (ops if ours else stages)[before].append(node)
         for value in node.outputs:
             depth[value] = before + ours
-    _constants_to_readers(stages)
+    _to_readers(stages, {*graph.inputs, *(value for nodes in ops.values() for n in nodes for value in _read(n))})
     _sink_glue(stages)
     units: list[Unit] = []
     counts: dict[str, int] = defaultdict(int)
@@ -54,16 +54,23 @@ def split(model: ir.Model) -> list[Unit]:
     return units
 
 
-def _constants_to_readers(stages: dict[int, list[ir.Node]]) -> None:
-    """Move nodes that read nothing but initialisers (weights that are dequantised) to the first stage that reads them.
+def _to_readers(stages: dict[int, list[ir.Node]], borders: set[ir.Value]) -> None:
+    """Move nodes from the first stage to the first one that reads them, if no layer is needed to compute them from what
+    is there anyway.
 
-    They have no depth of their own: in the first stage they would be handed from there to where they belong.
+    That is initialisers (weights that are dequantised) and `borders`, the inputs of the graph and of our ops. In the
+    first stage they would be handed from there to where they belong.
     """
+    anywhere: set[ir.Value] = set(borders)
+    for node in stages.get(0, []):
+        known = all(value.is_initializer() or value in anywhere for value in _read(node))
+        if known and node.op_type not in LAYERS:
+            anywhere.update(value for value in node.outputs if not value.is_graph_output())
     level_of = {node: level for level, nodes in stages.items() for node in nodes}
     first: list[ir.Node] = []
     for node in reversed(stages.pop(0, [])):
         readers = [level_of.get(use.node, 0) for value in node.outputs for use in value.uses()]
-        level = min(readers, default=0) if all(value.is_initializer() for value in _read(node)) else 0
+        level = min(readers, default=0) if all(value in anywhere for value in node.outputs) else 0
         level_of[node] = level
         (stages[level] if level else first).insert(0, node)
     if first:

@@ -16,6 +16,7 @@ from regionrt.runtime import BundleError, load
 from regionrt.runtime.build import BuildOptions, build_engines
 from regionrt.runtime.bundle import Manifest
 from regionrt.train.models import build_model
+from regionrt.train.tasks import task_of
 from regionrt.train.torch_runner import torch_predictor
 
 NAMES = ("sky", "road", "car", "tree")
@@ -150,6 +151,21 @@ def test_a_dynamic_canvas(tmp_path: Path) -> None:
         assert verdict.passed, verdict.first_difference
     with load(bundle) as predict:
         assert [found.image_size for found in predict.batch([photo for _, photo in photos])] == [(31, 47), (17, 41)]
+
+
+@pytest.mark.skipif(find_spec("tensorrt_rtx") is None, reason="needs tensorrt-rtx")
+def test_a_localiser_with_a_pyramid_takes_any_size(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    module = build_model("localiser", NETS["localiser"] | {"pyramid": [3, 2, 1], "enlarge": False}, LABELS).eval()
+    bundle = export_bundle(module, tmp_path / "b", ExportOptions(size=(64, 96), dynamic=True), labels=LABELS)
+    sizes = {task_of(module).canvas_of(module, (64, 96), True).place([photo])[0].shape for _, photo in PHOTOS}
+    assert len(sizes) > 1
+    for verdict in verify(bundle, module, PHOTOS, batches=(1, 3)):
+        assert verdict.passed, verdict.first_difference
+        assert all(found.matched == len(PHOTOS) for found in verdict.agreements)
+    values = {check.value for check in verdict.checks}
+    assert values >= {"features.0", "roi_features.0", "boxes"}
+    build_engines(bundle, "tensorrt-rtx", BuildOptions(compute_capability=("8.6",)))
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from regionrt.train.dense_batches import MainObjects
 from regionrt.train.localisation_metrics import evaluate_localiser, main_object
 from regionrt.train.models import ModelError, build_model
 from regionrt.train.models.dense import canvas_of, normalised
-from regionrt.train.models.localiser import detection_of, losses
+from regionrt.train.models.localiser import detection_of, eager, losses
 
 LABELS = ("__background__", "disc", "square")
 
@@ -31,7 +31,7 @@ def test_losses_by_hand_and_nothing_from_images_without_an_object(box_loss: str)
     sizes = torch.tensor([[64, 96]] * 2, dtype=torch.int32)
     targets = torch.tensor([[2.0, 9.6, 6.4, 48, 32], [0, 0, 0, 0, 0]])
     found = losses(module, images, sizes, targets)
-    logits, boxes = module(normalised(module, images, sizes))
+    logits, boxes = module(normalised(module, images, sizes), sizes)
     assert found["loss_class"].item() == pytest.approx(-logits[0].log_softmax(0)[1].item(), rel=1e-5)
     error = (boxes[0] - torch.tensor([0.1, 0.1, 0.5, 0.5])).abs()
     per_side = torch.where(error < 0.1, error**2 / 0.2, error - 0.05) if box_loss == "smooth_l1" else error**2
@@ -43,13 +43,44 @@ def test_losses_by_hand_and_nothing_from_images_without_an_object(box_loss: str)
 def test_one_detection_inside_the_valid_part() -> None:
     logits = torch.tensor([[0.0, 2.0], [3.0, 0.0]])
     fractions = torch.tensor([[0.1, 0.2, 0.5, 0.8], [0.9, -0.3, 0.25, 1.4]])
-    found = detection_of(logits, fractions, torch.tensor([[64, 96], [40, 96]], dtype=torch.int32), 64, 96)
+    valid = torch.tensor([[96.0, 64.0], [96.0, 40.0]])
+    found = detection_of(logits, fractions, torch.tensor([[96.0, 64.0]] * 2), valid)
     assert found["num_detections"].tolist() == [1, 1]
     assert found["labels"].tolist() == [[2], [1]]
     torch.testing.assert_close(found["scores"], logits.softmax(1).max(1, keepdim=True).values)
     expected = torch.tensor([[[9.6, 12.8, 48, 51.2]], [[24.0, 0, 86.4, 40]]])  # corners in order, clipped
     torch.testing.assert_close(found["boxes"], expected)
     assert [found[name].dtype for name in ("num_detections", "labels", "overflow")] == [torch.int32] * 3
+
+
+def test_a_pyramid_reads_the_photos_part_of_any_canvas() -> None:
+    module = localiser(pyramid=[3, 2, 1]).eval()
+    sizes = torch.tensor([[64, 96], [48, 64]], dtype=torch.int32)
+    images = torch.randint(0, 256, (2, 64, 96, 3), dtype=torch.uint8)
+    found = eager(module, images, sizes)
+    for n, (height, width) in enumerate(sizes.tolist()):
+        cells = found["features.0"][n : n + 1, :, : height // 16, : width // 16]
+        levels = [torch.nn.functional.adaptive_max_pool2d(cells, bins).flatten(1) for bins in (3, 2, 1)]
+        torch.testing.assert_close(found["roi_features.0"][n], torch.cat(levels, 1), rtol=0, atol=0)
+    sides = torch.tensor([[96.0, 64.0, 96.0, 64.0], [64.0, 48.0, 64.0, 48.0]])
+    boxes = (found["box_fractions"] * sides).clamp(min=0).minimum(sides)
+    torch.testing.assert_close(found["boxes"][:, 0], boxes)
+    assert canvas_of(module, (32, 160), dynamic=True).dynamic
+    larger = torch.randint(0, 256, (1, 128, 160, 3), dtype=torch.uint8)
+    assert eager(module, larger, torch.tensor([[128, 150]], dtype=torch.int32))["boxes"].shape == (1, 1, 4)
+
+
+def test_losses_of_a_pyramid_are_about_parts_of_the_photo() -> None:
+    module = localiser(pyramid=[2, 1], box_loss="l2", box_weight=1.0)
+    images = torch.randint(0, 256, (1, 64, 96, 3), dtype=torch.uint8)
+    sizes = torch.tensor([[32, 48]], dtype=torch.int32)
+    found = losses(module, images, sizes, torch.tensor([[1.0, 4.8, 3.2, 24, 16]]))
+    _, boxes = module(normalised(module, images, sizes), sizes)
+    assert found["loss_box"].item() == pytest.approx(
+        (boxes[0] - torch.tensor([0.1, 0.1, 0.5, 0.5])).square().sum().item()
+    )
+    sum(found.values()).backward()
+    assert module.narrow.weight.grad.any()
 
 
 def sample(*boxes: tuple[float, float, float, float], ignore: tuple[bool, ...] = ()) -> Sample:
@@ -139,3 +170,5 @@ def test_the_canvas_is_fixed() -> None:
             canvas_of(module, size, dynamic)
     with pytest.raises(ModelError, match='give "smooth_l1" or "l2"'):
         localiser(box_loss="l3")
+    with pytest.raises(ModelError, match=r"pyramid \[0\]: .*1 to 64 bins"):
+        localiser(pyramid=[0])

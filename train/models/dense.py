@@ -19,6 +19,7 @@ from regionrt.runtime.image import Canvas
 
 from .dense_config import CanvasConfig
 from .errors import ModelError
+from .memory_layout import takes_channels_first
 from .region import check_size, normalise
 
 VOID = 255
@@ -70,7 +71,10 @@ def normalised(module: nn.Module, images: Tensor, image_sizes: Tensor) -> Tensor
     """Canvas uint8 [N, H, W, 3] -> what the net takes, [N, 3, H, W] of the weights' type."""
     weight = next(module.parameters())
     config: CanvasConfig = module.config
-    return normalise(images.to(weight.device), image_sizes, config.mean, config.std, weight.dtype)
+    return normalise(
+        images.to(weight.device), image_sizes, config.mean, config.std, weight.dtype,
+        channels_first=takes_channels_first(module),
+    )  # fmt: skip
 
 
 def losses(module: nn.Module, images: Tensor, image_sizes: Tensor, targets: Tensor) -> dict[str, Tensor]:

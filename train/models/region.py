@@ -21,6 +21,7 @@ from regionrt.runtime.image import Canvas
 from .detections import detections_of, padded, padded_detections, pairs, top
 from .errors import ModelError
 from .mask_heads import masks_of
+from .memory_layout import takes_channels_first
 
 MAX_CANDIDATES = 3840  # TensorRT's TopK takes no more
 _PROBE_PX = 128
@@ -92,9 +93,15 @@ def thresholds_of(module: nn.Module) -> dict[str, float]:
 
 
 def normalise(
-    images: Tensor, image_sizes: Tensor, mean: Sequence[float], std: Sequence[float], dtype: torch.dtype = torch.float32
+    images: Tensor,
+    image_sizes: Tensor,
+    mean: Sequence[float],
+    std: Sequence[float],
+    dtype: torch.dtype = torch.float32,
+    *,
+    channels_first: bool = False,
 ) -> Tensor:
-    """Canvas uint8 [N, H, W, 3] and valid sizes int [N, 2] -> [N, 3, H, W] of `dtype` (channels last in memory).
+    """Canvas uint8 [N, H, W, 3] and valid sizes int [N, 2] -> [N, 3, H, W] of `dtype`, in memory channels last or not.
 
     (value / 255 − mean) / std, then zero outside the valid part: zero after normalisation is what torchvision pads
     with.
@@ -105,7 +112,8 @@ def normalise(
     columns = torch.arange(x.shape[2], device=x.device)[None, None, :]
     sizes = image_sizes.to(x.device)
     valid = (rows < sizes[:, 0, None, None]) & (columns < sizes[:, 1, None, None])  # [N, H, W]
-    return (x * valid[..., None].to(dtype)).permute(0, 3, 1, 2)
+    x = (x * valid[..., None].to(dtype)).permute(0, 3, 1, 2)
+    return x.contiguous() if channels_first else x
 
 
 def losses(
@@ -202,7 +210,10 @@ def eager(
 def _normalised(module: nn.Module, images: Tensor, image_sizes: Tensor) -> Tensor:
     weight = next(module.parameters())
     transform = module.transform
-    return normalise(images.to(weight.device), image_sizes, transform.image_mean, transform.image_std, weight.dtype)
+    return normalise(
+        images.to(weight.device), image_sizes, transform.image_mean, transform.image_std, weight.dtype,
+        channels_first=takes_channels_first(module),
+    )  # fmt: skip
 
 
 def _features(module: nn.Module, x: Tensor) -> OrderedDict[str, Tensor]:

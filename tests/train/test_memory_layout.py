@@ -1,0 +1,66 @@
+"""The order in memory that a net is trained in: by its convolutions, the precision and the CPU."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from regionrt.train.models import build_model
+from regionrt.train.models.dense import normalised
+from regionrt.train.models.memory_layout import takes_channels_first, training_layout
+
+FIRST, LAST = torch.contiguous_format, torch.channels_last
+
+
+def unet(width: int) -> torch.nn.Module:
+    return build_model("unet", {"width": width, "depth": 2, "size": [32, 32]}, ("a", "b"))
+
+
+def on(monkeypatch: pytest.MonkeyPatch, capability: str) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+
+
+@pytest.mark.parametrize(
+    ("width", "capability", "precision", "on_cpu", "layout"),
+    [
+        (64, "AVX2", "fp32", True, FIRST),
+        (4, "AVX2", "fp32", True, LAST),
+        (64, "AVX512", "fp32", True, LAST),
+        (64, "AVX2", "bf16", True, LAST),
+        (64, "AVX2", "fp32", False, LAST),
+    ],
+)
+def test_wide_convolutions_learn_channels_first_on_a_small_cpu(
+    width: int, capability: str, precision: str, on_cpu: bool, layout: torch.memory_format,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    on(monkeypatch, capability)
+    assert training_layout(unet(width), precision, on_cpu=on_cpu) == layout
+
+
+@pytest.mark.parametrize("layout", [FIRST, LAST])
+def test_images_lie_as_the_weights_do_while_a_net_learns(layout: torch.memory_format) -> None:
+    module = unet(4).to(memory_format=layout).train()
+    images, sizes = torch.randint(0, 256, (2, 32, 32, 3), dtype=torch.uint8), torch.tensor([[32, 20]] * 2)
+    assert takes_channels_first(module) == (layout == FIRST)
+    learning = normalised(module, images, sizes)
+    assert learning.is_contiguous(memory_format=layout)
+    judged = normalised(module.eval(), images, sizes)
+    assert judged.is_contiguous(memory_format=LAST)
+    assert torch.equal(learning, judged)
+
+
+def test_a_run_says_nothing_of_it_and_learns_the_same(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Either way the same net, to rounding: the order is no option, for it changes nothing but the time."""
+    from regionrt.train.options import TrainOptions
+    from regionrt.train.trainer import train
+
+    found = []
+    for capability in ("AVX2", "AVX512"):
+        on(monkeypatch, capability)
+        options = TrainOptions(epochs=1, batch=2, lr=1e-3, evaluate_every=0, accelerator="cpu", optimizer="adamw")
+        config = {"width": 64, "depth": 1, "size": [64, 64]}
+        best = train("unet", "shapes:train=4,size=64x64", tmp_path / capability, options, config=config)
+        found.append(torch.load(best, weights_only=True)["state_dict"])
+    for name, value in found[0].items():
+        torch.testing.assert_close(value, found[1][name], rtol=1e-2, atol=1e-3)
