@@ -151,11 +151,10 @@ def _data_facts(name: str, data: DetectionData, accuracy: Mapping[str, Accuracy]
 
 
 def _noise(timed: Timed) -> list[str]:
-    noisy = sum(1 for text in timed.disturbances.values() if text.startswith("the machine"))
-    if not noisy:
+    if not timed.noisy:
         return []
     return [
-        f"{NOT_QUIET} while latency was measured ({noisy} of {len(timed.latencies)} candidates): read ratios "
-        "with care, p90 and p99 more so. All ran in turn, but threads that spin while they wait for each other, as "
-        "PyTorch's do, lose far more to heavy load than an engine's. Measure again when nothing else runs."
+        f"{NOT_QUIET} while latency was measured ({len(timed.noisy)} of {len(timed.latencies)} candidates): read "
+        "ratios with care, p90 and p99 more so. All ran in turn, but threads that spin while they wait for each other, "
+        "as PyTorch's do, lose far more to heavy load than an engine's. Measure again when nothing else runs."
     ]

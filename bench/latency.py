@@ -21,11 +21,15 @@ BOOTSTRAP = 2000
 
 @dataclass(frozen=True)
 class Timed:
-    """The latencies by name, and in one phrase for each how quiet the machine was ("" if nothing was disturbed)."""
+    """The latencies by name, and in one phrase for each how quiet the machine was ("" if nothing was disturbed).
+
+    noisy: those of which more than half of the requests waited for a CPU, so that none could be set aside.
+    """
 
     latencies: dict[str, Latency]
     disturbances: dict[str, str]
     rounds: int
+    noisy: frozenset[str] = frozenset()
 
 
 class Samples(Protocol):
@@ -116,6 +120,7 @@ def time_requests(
         {name: _latency(measured[name], ring[name], speeds[name]) for name in predictors},
         {name: disturbance(measured[name]) for name in predictors},
         measured.rounds,
+        frozenset(name for name in predictors if measured[name].noisy),
     )
 
 

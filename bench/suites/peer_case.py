@@ -23,7 +23,7 @@ from torch import nn
 from regionrt.bench.baseline import torch_baseline
 from regionrt.bench.environment import without_folders
 from regionrt.bench.forms import TorchForm
-from regionrt.bench.latency import speedup, time_requests
+from regionrt.bench.latency import Timed, speedup, time_requests
 from regionrt.bench.schema import Latency, Ratio
 from regionrt.bench.torchvision_forward import TorchvisionForward
 from regionrt.export import ExportOptions, export_bundle
@@ -92,6 +92,7 @@ class Row:
     matched: of eager's detections the share found again (same label, IoU > 0.9), over all photos.
     matched_on_canvas (ours): of the detections of eager fed with the same uint8 canvas; differs from `matched` where
     the net resizes, because torchvision feeds the resized photo unrounded, and by torchvision's rounding in NMS.
+    noisy: more than half of its requests waited for a CPU, so that none could be set aside.
     """
 
     id: str
@@ -105,15 +106,11 @@ class Row:
     over_eager: Ratio | None = None
     over_best_peer: Ratio | None = None
     shares: Shares | None = None
+    noisy: bool = False
 
     @property
     def ours(self) -> bool:
         return self.id in OURS
-
-    @property
-    def noisy(self) -> bool:
-        """More than half of the requests waited for a CPU, so that none could be set aside."""
-        return self.latency is not None and not self.latency.disturbed and "not quiet" in self.note
 
 
 @dataclass
@@ -211,7 +208,7 @@ def measure_case(
     )
     # Peers paste the masks of all their detections; so must ours: those above a score of 0.
     timed = time_requests(open_, photos, timing, batch=1, mask_score=0.0)
-    _compare(case, timed.latencies, timed.disturbances)
+    _compare(case, timed)
     if options.profile_rounds:
         tell("shares of our steps")
         for row in case.rows:
@@ -239,12 +236,13 @@ def share_matched(wanted: Sequence[Detections], found: Sequence[Detections]) -> 
     return pairs / total if total else 1.0
 
 
-def _compare(case: Case, latencies: Mapping[str, Latency], disturbances: Mapping[str, str]) -> None:
+def _compare(case: Case, timed: Timed) -> None:
     """Latencies and ratios into the rows; the best peer is the fastest row that is not ours."""
+    latencies = timed.latencies
     case.best_peer = min((id for id in latencies if id in PEERS), key=lambda id: latencies[id].p50_ms)
     for row in case.rows:
         if row.id in latencies:
-            row.latency, row.note = latencies[row.id], disturbances[row.id]
+            row.latency, row.note, row.noisy = latencies[row.id], timed.disturbances[row.id], row.id in timed.noisy
             row.over_eager = speedup(latencies[EAGER], row.latency)
             row.over_best_peer = speedup(latencies[case.best_peer], row.latency)
 

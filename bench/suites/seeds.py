@@ -27,6 +27,9 @@ from .seeds_options import CaseOptions
 from .seeds_schema import SeedCase
 from .seeds_table import SeedsReport
 
+_OF_VERB = {"data", "cases", "threads", "size", "backbone", "proposals", "nets", "rows", "seconds"}
+"""What `regionrt bench --suite seeds` has options for."""
+
 
 @dataclass(frozen=True)
 class SeedsOptions:
@@ -86,26 +89,24 @@ def _measured(name: str, inputs: SeedInputs, options: SeedsOptions, tell: Tell) 
 
 
 def _command(options: SeedsOptions) -> str:
-    """As it can be typed, without folders of this machine."""
+    """As it can be typed, without folders of this machine: by the verb, or where it lacks an option, by this module."""
     usual = SeedsOptions()
-    parts = ["regionrt bench --suite seeds"]
-    if options.data:
-        parts.append("--data PHOTOS")
-    if options.cases != usual.cases:
-        parts.append(f"--cases {','.join(options.cases)}")
-    for name, text in (
-        ("size", f"--sizes {options.case.size[0]}x{options.case.size[1]}"),
-        ("backbone", f"--backbone {options.case.backbone}"),
-        ("proposals", f"--proposals {options.case.proposals}"),
-        ("nets", f"--nets {','.join(options.case.nets)}"),
-        ("rows", f"--rows {','.join(options.case.rows)}"),
-        ("seconds", f"--seconds {options.case.seconds:g}"),
-    ):
-        if getattr(options.case, name) != getattr(usual.case, name):
-            parts.append(text)
-    if options.threads:
-        parts.append(f"--threads {options.threads}")
+    changed: dict[str, Any] = {"data": "PHOTOS"} if options.data else {}
+    for holder, defaults, left_out in ((options, usual, ("data", "case")), (options.case, usual.case, ("threads",))):
+        own = ((each.name, getattr(holder, each.name)) for each in fields(holder) if each.name not in left_out)
+        changed |= {name: value for name, value in own if value != getattr(defaults, name)}
+    short = set(changed) <= _OF_VERB
+    parts = ["regionrt bench --suite seeds" if short else "python -m regionrt.bench.suites.seeds"]
+    for name, value in changed.items():
+        option = "sizes" if short and name == "size" else name.replace("_", "-")
+        parts.append(f"--{option} {_typed(name, value)}")
     return " ".join(parts)
+
+
+def _typed(name: str, value: Any) -> str:
+    if isinstance(value, tuple):
+        return ("x" if name == "size" else ",").join(map(str, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def write(report: SeedsReport, folder: Path) -> list[Path]:
@@ -125,6 +126,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--cases", default=",".join(usual.cases))
     parser.add_argument("--photos", type=int, default=usual.photos)
     parser.add_argument("--threads", type=int)
+    parser.add_argument("--limit-seconds", type=float, default=usual.limit_seconds)
     kinds: dict[str, Any] = {
         "size": _size,
         "rows": _names,
@@ -140,7 +142,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     try:
         case = CaseOptions(**{each.name: getattr(given, each.name) for each in own})
-        options = SeedsOptions(_names(given.cases), given.data, given.photos, given.threads, case)
+        options = SeedsOptions(_names(given.cases), given.data, given.photos, given.threads, case, given.limit_seconds)
     except ValueError as error:
         parser.error(str(error))
     report = run_seeds(

@@ -30,7 +30,7 @@ def time_candidates(candidates: Sequence[Candidate], timing: TimingOptions) -> N
     for one in candidates:
         found = timings[one.row.id]
         one.row.latency = _times(found, one.row.factor, one.extra_ms)
-        one.row.note = disturbance(found)
+        one.row.note, one.row.noisy = disturbance(found), found.noisy
     base = candidates[0].row.latency
     assert base is not None
     for one in candidates[1:]:

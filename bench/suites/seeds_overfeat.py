@@ -39,7 +39,8 @@ def measure_overfeat(
     module = overfeat_net(options, photos[0])
     windows = sum(scale.rows * scale.columns for scale in module.layout(module.config.size).scales)
     sizes = sorted({min(size, windows) for size in options.crop_batches})
-    batches = {size: _WindowBatches(module, photos[0], size) for size in sizes}
+    cut = cut_windows(module, photos[0])
+    batches = {size: _WindowBatches(module, cut, size) for size in sizes}
     size, seconds = fastest(batches, {size: size for size in sizes})
     row = SeedRow("windows-torch-fp32", f"each window, PyTorch eager, fp32, {size} at once", ours=False)
     if seconds * windows <= options.whole_seconds:
@@ -103,15 +104,19 @@ def _as_linear(layer: nn.Conv2d) -> nn.Linear:
     return linear
 
 
-class _WindowBatches:
-    """The net on `size` windows a call, scale by scale, cut out beforehand."""
+@torch.inference_mode()
+def cut_windows(module: Overfeat, photo: np.ndarray) -> Tensor:
+    """Every window of a photo, scale by scale, in the order of the layout: [W, 3, window, window]."""
+    x = normalised(module, *placed(module, photo))[0]
+    return torch.cat([module.crops(x, number) for number in range(len(module.layout(x.shape[1:]).scales))])
 
-    def __init__(self, module: Overfeat, photo: np.ndarray, size: int) -> None:
+
+class _WindowBatches:
+    """The net on `size` of the windows [W, 3, h, w] a call."""
+
+    def __init__(self, module: Overfeat, windows: Tensor, size: int) -> None:
         self._module = module
-        with torch.inference_mode():
-            x = normalised(module, *placed(module, photo))[0]
-            numbers = range(len(module.layout(x.shape[1:]).scales))
-            self._parts = torch.cat([module.crops(x, number) for number in numbers]).split(size)
+        self._parts = windows.split(size)
         self._turn = itertools.cycle([part for part in self._parts if len(part) == size])
 
     @torch.inference_mode()

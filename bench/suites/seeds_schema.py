@@ -31,7 +31,8 @@ class SeedRow:
 
     latency: of a whole request, or of what else its comparison is about. Where `factor` is not 1, only a part was
     measured, each sample is that part times `factor` (and what `measured` names beside): it is extrapolated.
-    matched: share of PyTorch's detections with a partner of the same label and IoU > 0.9.
+    matched: share of PyTorch's detections with a partner of the same label and IoU > 0.9. noisy: more than half of the
+    calls waited for a CPU, so that none could be set aside.
     """
 
     id: str
@@ -45,14 +46,11 @@ class SeedRow:
     matched: float | None = None
     over_base: Ratio | None = None
     shares: Shares | None = None
+    noisy: bool = False
 
     @property
     def extrapolated(self) -> bool:
         return self.factor != 1.0
-
-    @property
-    def noisy(self) -> bool:
-        return "not quiet" in self.note
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> SeedRow:

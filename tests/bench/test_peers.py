@@ -25,7 +25,7 @@ PEER, BF16, STAGED, WHOLE = (
 
 def row(id: str, p50_ms: float, matched: float, *, noisy: bool = False, not_dense: float | None = None) -> Row:
     latency = Latency((p50_ms,) * 5, (), p50_ms, p50_ms, p50_ms, p50_ms, {}, {}, 9.0)
-    made = Row(id, id, latency, matched=matched, note="the machine was not quiet: all" if noisy else "")
+    made = Row(id, id, latency, matched=matched, noisy=noisy)
     made.over_eager, made.over_best_peer = Ratio(1000 / p50_ms, 0, 0), Ratio(200 / p50_ms, 0, 0)
     if not_dense is not None:
         made.matched_on_canvas = matched

@@ -74,7 +74,7 @@ def test_pytorch_does_not_answer_for_the_artefact():
 
 def test_a_verdict_amid_other_load_says_so():
     one = comparison()
-    one.base.note = "the machine was not quiet: 3 of 3 requests waited for a CPU"
+    one.base.noisy = True
     assert one.verdict == "reached, amid other load"
 
 
@@ -173,7 +173,30 @@ def test_a_case_that_takes_too_long_is_given_up_and_told(tmp_path):
     assert [file.name for file in files] == ["seeds.json", "seeds.md"]
     assert json.loads(files[0].read_text())["format"] == "regionrt-seeds/1"
     assert "Not measured: not done within 0 s" in files[1].read_text()
-    assert "--backbone squeezenet1_1 --proposals 2" in found.command
+    assert "--backbone squeezenet1_1" in found.command
+    assert "--proposals 2" in found.command
+
+
+@pytest.mark.parametrize(
+    ("changes", "command"),
+    [
+        ({"threads": 2}, "regionrt bench --suite seeds --threads 2"),
+        ({"case": {"size": (96, 128), "seconds": 3.0}}, "regionrt bench --suite seeds --sizes 96x128 --seconds 3"),
+        (
+            {"photos": 7, "data": Path("somewhere"), "case": {"size": (96, 128), "crop": 64, "crop_batches": (2, 4)}},
+            "python -m regionrt.bench.suites.seeds --data PHOTOS --photos 7 --size 96x128 --crop 64 --crop-batches 2,4",
+        ),
+    ],
+)
+def test_the_command_told_is_one_that_measures_the_same(changes, command, monkeypatch):
+    given = changes | {"case": CaseOptions(**changes.get("case", {}))}
+    told = seeds._command(SeedsOptions(**given))
+    assert told == command
+    if told.startswith("python"):
+        seen = []
+        monkeypatch.setattr(seeds, "run_seeds", lambda options, **_: seen.append(options) or report(comparison()))
+        seeds.main([*told.replace("PHOTOS", "somewhere").split()[3:], "--out", "out"])
+        assert seen == [SeedsOptions(**given)]
 
 
 def test_the_command_line_hands_over_what_was_typed(tmp_path: Path, monkeypatch, capfd):

@@ -11,7 +11,7 @@ from regionrt.bench.suites import seeds_compare, seeds_training
 from regionrt.bench.suites.seeds_inputs import seed_inputs
 from regionrt.bench.suites.seeds_nets import LABELS, placed, seed_net
 from regionrt.bench.suites.seeds_options import CaseOptions
-from regionrt.bench.suites.seeds_overfeat import _WindowBatches, measure_overfeat, overfeat_net
+from regionrt.bench.suites.seeds_overfeat import _WindowBatches, cut_windows, measure_overfeat, overfeat_net
 from regionrt.bench.suites.seeds_requests import measure_requests
 from regionrt.bench.suites.seeds_training import measure_training
 from regionrt.runtime.errors import BackendError
@@ -98,7 +98,7 @@ def test_what_takes_little_is_measured_whole_and_bf16_has_its_own_row(inputs, mo
 
 def test_the_windows_are_exactly_those_of_the_dense_form(inputs):
     module = overfeat_net(options(), inputs.photos[0])
-    logits, edges = _WindowBatches(module, inputs.photos[0], 16).all()
+    logits, edges = _WindowBatches(module, cut_windows(module, inputs.photos[0]), 16).all()
     with torch.no_grad():
         dense = module(normalised(module, *placed(module, inputs.photos[0])))
     assert len(logits) == len(module.layout(module.config.size).windows)
@@ -144,6 +144,13 @@ def test_a_training_step_has_equally_many_regions(inputs, whole_seconds):
     assert one.rows[0].over_base.ratio == pytest.approx(one.base.latency.p50_ms / one.rows[0].latency.p50_ms)
     assert "8 regions on either side" in one.notes[0]
     assert one.base.factor == (2.0 if whole_seconds == 0 else 1.0)  # 8 crops, 4 at once
+
+
+def test_no_more_crops_at_once_than_a_photo_has_proposals(inputs, monkeypatch):
+    monkeypatch.setattr(seeds_training._FastRcnnStep, "_count", lambda self, *_: setattr(self, "regions", 8))
+    few = [boxes[:3] for boxes in inputs.proposals]
+    (one,) = measure_training(inputs.photos, few, options(proposals=3, training_batches=(16,)), lambda text: None)
+    assert (one.base.measured, one.base.factor) == ("batches of 3 of 8 crops, and an update", 8 / 3)
 
 
 def test_gradients_of_parts_add_up_to_those_of_the_step(inputs):

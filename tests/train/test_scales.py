@@ -7,6 +7,7 @@ import torch
 import torchvision
 from tiny_proposal_nets import boxes_in, tiny
 
+from regionrt.plugins.roi_pool.torch_op import roi_pool
 from regionrt.train.models import ModelError
 from regionrt.train.models.dense import canvas_of
 from regionrt.train.models.scales import Sheet
@@ -42,6 +43,16 @@ def test_a_region_is_pooled_from_the_map_of_its_scale(pool):
                 wanted = torchvision.ops.roi_align(feature, scaled, 7, 1 / 16, 2, False)
             torch.testing.assert_close(pooled[:, row], wanted)
     assert used == {0, 1, 2}
+
+
+def test_a_pooling_that_rounds_over_the_edge_does_not_read_the_next_scale():
+    """7 bins of 57 cells: RoIPool's last bin ends a cell further in float32, behind the map."""
+    sheet = Sheet((1.0, 0.5), (57 * 16, 64), 16)
+    maps = iter((torch.ones(1, 1, 57, 4), torch.full((1, 1, 28, 2), 100.0)))
+    feature = sheet.maps(lambda x: next(maps), torch.zeros(1, 3, 57 * 16, 64))
+    rois = sheet.place(torch.tensor([[[0.0, 16.0, 56.0, 912.0]]]))
+    pooled = roi_pool(feature, rois, torch.tensor([1], dtype=torch.int32), 1 / 16, 7, 7)
+    assert pooled.max() == 1
 
 
 def test_one_scale_is_the_map_itself():

@@ -15,11 +15,13 @@ from torch import Tensor, nn
 from .errors import ModelError
 
 AREA_PX = 224.0**2
+_EDGE = 2
 
 
 class Sheet(nn.Module):
-    """Where the map of each scale lies. Behind each stand a row and a column more, copies of its last ones, so that
-    what a pooling reads over the edge is the edge. One scale of 1 is the map itself.
+    """Where the map of each scale lies. Behind each stand two rows and columns more, copies of its last ones, so that
+    what a pooling reads over the edge is the edge: RoIAlign reads one cell further, and RoIPool, whose bins are rounded
+    in float32, one more of some windows (57 cells in 7 bins). One scale of 1 is the map itself.
 
     scales: factors of the canvas `size` (height, width); each side is rounded to the nearest multiple of `stride`.
     """
@@ -34,7 +36,7 @@ class Sheet(nn.Module):
         tops, top = [], 0
         for height, _ in self.sizes:
             tops.append(float(top))
-            top += height + stride
+            top += height + _EDGE * stride
         self.register_buffer("ratios", ratios, persistent=False)  # [S, 2], x and y
         self.register_buffer("tops", torch.tensor(tops), persistent=False)  # [S], px of the sheet
 
@@ -43,11 +45,11 @@ class Sheet(nn.Module):
         if self.alone:
             return backbone(x)
         found = [backbone(F.interpolate(x, size, mode="bilinear", align_corners=False)) for size in self.sizes]
-        widest = max(feature.shape[3] for feature in found) + 1
+        widest = max(feature.shape[3] for feature in found) + _EDGE
         padded = []
         for feature in found:
-            edged = torch.cat([feature, feature[:, :, -1:]], 2)
-            edged = torch.cat([edged, edged[:, :, :, -1:]], 3)
+            edged = torch.cat([feature, *[feature[:, :, -1:]] * _EDGE], 2)
+            edged = torch.cat([edged, *[edged[:, :, :, -1:]] * _EDGE], 3)
             padded.append(F.pad(edged, (0, widest - edged.shape[3])))
         return torch.cat(padded, 2)
 
