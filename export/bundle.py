@@ -19,6 +19,7 @@ from regionrt.runtime.image import Canvas
 from regionrt.runtime.selective_search import SelectiveSearch
 from regionrt.train.checkpoint import Checkpoint, module_from_checkpoint
 from regionrt.train.models import ModelError
+from regionrt.train.models.region import MAX_CANDIDATES
 from regionrt.train.tasks import Task, task_of
 
 from .calibration.ranges import METHODS
@@ -33,7 +34,7 @@ from .passes.lower import lower
 from .passes.stages import OpBetween, Stage, stages, whole_stage
 from .proof import prove_integers
 from .quantizing import MOST_ERROR, QUANTIZED, Quantization, layer_names, quantization_of
-from .thresholds import MAX_TOP_K, thresholds_of, with_thresholds
+from .thresholds import thresholds_of, with_thresholds
 from .to_onnx import onnx_from_module
 from .weights import write_models
 
@@ -77,7 +78,7 @@ class ExportOptions:
     nms: float | None = None
     detections: int | None = None
     proposals: int | None = None
-    candidates: int = MAX_TOP_K
+    candidates: int = MAX_CANDIDATES
     calibration: str = METHODS[0]  # how ranges are found: one of METHODS
     keep: tuple[str, ...] = ()  # layers, by their names in the graph, that stay in fp32
     most_error: float = MOST_ERROR  # int8, fp8: a layer that alone costs more stays in fp32
@@ -240,7 +241,7 @@ def _thresholds(module: nn.Module, task: Task, options: ExportOptions) -> tuple[
     if task.name in DENSE_TASKS:
         if wrong := [name for name, value in given.items() if value is not None]:
             raise ExportError(f"{', '.join(wrong)}: a net for {task.name} has no such threshold, leave it out")
-        return dict(task.thresholds_of(module)), module, MAX_TOP_K
+        return dict(task.thresholds_of(module)), module, MAX_CANDIDATES
     thresholds = thresholds_of(module, candidates=options.candidates, **given)
     return thresholds.to_json(), with_thresholds(module, thresholds).eval(), thresholds.candidates
 

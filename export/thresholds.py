@@ -12,10 +12,9 @@ from regionrt.train.models.overfeat import Overfeat
 from regionrt.train.models.overfeat_eager import merging_of
 from regionrt.train.models.overfeat_eager import thresholds_of as own_thresholds
 from regionrt.train.models.proposal_net import ProposalNet
+from regionrt.train.models.region import MAX_CANDIDATES
 
 from .errors import ExportError
-
-MAX_TOP_K = 3840  # TensorRT's TopK takes no more
 
 
 @dataclass(frozen=True)
@@ -40,10 +39,10 @@ class Thresholds:
                 raise ExportError(f"expected {name} between 0 and 1, found {value}")
         for name in ("detections", "proposals", "proposal_candidates", "candidates"):
             value = getattr(self, name)
-            if value is not None and not 1 <= value <= MAX_TOP_K:
+            if value is not None and not 1 <= value <= MAX_CANDIDATES:
                 where = " (the detector's rpn_pre_nms_top_n_test)" if name == "proposal_candidates" else ""
                 raise ExportError(
-                    f"expected {name}{where} between 1 and {MAX_TOP_K} (TensorRT's TopK limit), found {value}"
+                    f"expected {name}{where} between 1 and {MAX_CANDIDATES} (TensorRT's TopK limit), found {value}"
                 )
 
     def to_json(self) -> dict[str, Any]:
@@ -65,7 +64,7 @@ def thresholds_of(module: nn.Module, **changes: float | int | None) -> Threshold
         proposal_nms=None if rpn is None else rpn.nms_thresh,
         proposal_score=None if rpn is None else rpn.score_thresh,
         proposal_candidates=None if rpn is None else rpn._pre_nms_top_n["testing"],
-        candidates=MAX_TOP_K,
+        candidates=MAX_CANDIDATES,
     )
     return replace(own, **{name: value for name, value in changes.items() if value is not None})  # type: ignore[arg-type]
 
@@ -74,7 +73,7 @@ def _of_windows(module: Overfeat, changes: Mapping[str, float | int | None]) -> 
     given = {name: value for name, value in changes.items() if value is not None}
     if wrong := [name for name in ("nms", "proposals") if name in given]:
         raise ExportError(f"{', '.join(wrong)}: OverFeat merges the boxes of all its windows, leave it out")
-    given["candidates"] = min(given.get("candidates", MAX_TOP_K), module.heads.candidates)
+    given["candidates"] = min(given.get("candidates", MAX_CANDIDATES), module.heads.candidates)
     return replace(Thresholds(**own_thresholds(module)), **given)  # type: ignore[arg-type]
 
 

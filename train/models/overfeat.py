@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from .dense_config import CanvasConfig
 from .errors import ModelError
-from .region import check_size
+from .region import MAX_CANDIDATES, check_size
 from .valid_nets import valid_net
 from .windows import Layout, Scale, Sliding, usual_windows
 
@@ -78,8 +78,8 @@ class OverfeatConfig(CanvasConfig):
                 raise ModelError(f"{name} {list(given)}: give the widths of two layers")
         if not self.box_weight >= 0:
             raise ModelError(f"box_weight {self.box_weight}: give 0 or more")
-        if self.candidates > 3840:
-            raise ModelError(f"candidates {self.candidates}: give at most 3840, TensorRT's limit")
+        if self.candidates > MAX_CANDIDATES:
+            raise ModelError(f"candidates {self.candidates}: give at most {MAX_CANDIDATES}, TensorRT's limit")
 
 
 @dataclass(frozen=True)
