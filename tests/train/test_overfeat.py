@@ -209,6 +209,22 @@ def test_an_image_without_objects_teaches_the_background():
     found["loss_class"].backward()
 
 
+@pytest.mark.parametrize("config", [{"windows_per_image": 2}, {"windows_per_image": 1, "foreground": 1.0}], ids=str)
+def test_few_windows_an_image_are_enough(config):
+    found = losses(tiny(**config).train(), *batch())
+    assert found["loss_class"] > 0
+    assert found["loss_box"] > 0
+
+
+def test_a_photo_that_no_window_shows_teaches_nothing():
+    """Of a strip 5 px wide not one window has its middle in the photo."""
+    module = tiny().train()
+    images, _, targets = batch((), ())
+    found = losses(module, images, torch.tensor([[64, 5]]), targets)
+    assert {name: value.item() for name, value in found.items()} == {"loss_class": 0, "loss_box": 0}
+    torch.stack(list(found.values())).sum().backward()
+
+
 @pytest.mark.parametrize("joint", [True, False])
 def test_boxes_teach_the_features_where_they_are_to(joint):
     module = tiny(joint=joint).train()
@@ -279,6 +295,8 @@ def test_training_on_shapes_writes_a_checkpoint_that_detects(tmp_path):
         ({"window_score": 1.5}, "window_score 1.5"),
         ({"background_iou": 0.6}, "background_iou 0.6: give at most foreground_iou"),
         ({"classifier": [8]}, "widths of two layers"),
+        ({"foreground": 0.0}, "windows_per_image 128 and foreground 0.0: no window would be learnt as an object"),
+        ({"windows_per_image": 1}, "windows_per_image 1 and foreground 0.5"),
         ({"candidates": 5000}, "give at most 3840"),
         ({"box_weight": -1.0}, "box_weight -1.0: give 0 or more"),
         ({"kernels": 2}, "unknown option 'kernels'"),

@@ -30,8 +30,8 @@ def losses(
 ) -> dict[str, Tensor]:
     """`loss_class`, log loss over K + 1 classes, and `loss_box`, the squared error of the foreground's edges, weighted.
 
-    Both are means over the sampled windows, edges in parts of the window's side. targets: per image `boxes` float
-    [n, 4] (canvas px), `labels` int64 [n].
+    Both are means over the sampled windows, 0 if there are none, edges in parts of the window's side. targets: per
+    image `boxes` float [n, 4] (canvas px), `labels` int64 [n].
     """
     x = normalised(module, images, image_sizes)
     layout = module.layout(x.shape[2:])
@@ -59,7 +59,7 @@ def losses(
     own = edges.unflatten(1, (-1, 4))[foreground, column]
     apart = F.mse_loss(own, torch.cat(wanted)[foreground], reduction="sum")
     return {
-        "loss_class": F.cross_entropy(logits, label),
+        "loss_class": F.cross_entropy(logits, label, reduction="sum") / max(len(label), 1),
         "loss_box": module.config.box_weight * apart / max(len(label), 1),
     }
 
@@ -110,7 +110,7 @@ def _sampled(module: Overfeat, maps: list[Tensor], layout: Layout, image: int, m
     """Windows of one image: foreground at random, every object as likely as another, whether many windows show it or
     few; of the background the most offending and some at random."""
     config = module.config
-    most = round(config.windows_per_image * config.foreground)
+    most = config.most_foreground
     foreground = matches.foreground
     if len(foreground) > most:
         shown = matches.nearest[foreground]
