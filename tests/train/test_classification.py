@@ -20,14 +20,18 @@ H, W = 64, 96
 
 
 def test_dense_classification_is_the_mean_of_the_likeliest_windows():
-    module, x = tiny(), torch.randn(2, 3, H, W)
-    found = dense_probabilities(module, x)
-    for image in range(2):
+    module, x, sizes = tiny(windows=[24, 40]), torch.randn(3, 3, H, W), [(H, W), (H, 50), (34, W)]
+    found = dense_probabilities(module, x, torch.tensor(sizes))
+    for image, (height, width) in enumerate(sizes):
         best = []
-        for view in (x[image], x[image].flip(2)):
-            for number in range(len(module.layout((H, W)).scales)):
+        for mirrored in (False, True):
+            view = x[image].flip(2) if mirrored else x[image]
+            for number, scale in enumerate(module.layout((H, W)).scales):
+                windows = module.sliding.windows((H, W), scale)
+                across, down = windows[:, [0, 2]].mean(1), windows[:, [1, 3]].mean(1)
+                valid = (down < height) & ((across > W - width) if mirrored else (across < width))
                 logits, _ = module.of_crops(module.crops(view, number))
-                best.append(logits.softmax(1).max(0).values)
+                best.append(logits[valid].softmax(1).max(0).values)
         torch.testing.assert_close(found[image], torch.stack(best).mean(0), atol=1e-4, rtol=1e-4)
 
 
@@ -49,9 +53,10 @@ def test_ten_views_are_corners_and_middle_of_the_photo_and_their_mirror_images()
         torch.testing.assert_close(found[image], wanted, atol=1e-4, rtol=1e-4)
 
 
-def test_the_class_map_is_linear_between_the_middles_of_windows():
-    module, x = tiny(), torch.randn(1, 3, H, W)
-    found = class_map(module, x)
+@pytest.mark.parametrize("size", [(H, W), (H, 50), (34, W)])
+def test_the_class_map_is_linear_between_the_middles_of_windows(size):
+    module, x = tiny(windows=[24, 40]), torch.randn(1, 3, H, W)
+    found = class_map(module, x, torch.tensor([size]))
     assert found.shape == (1, len(LABELS), H, W)
     torch.testing.assert_close(found.sum(1), torch.ones(1, H, W))
     layout, shares = module.layout((H, W)), module(x)[0].softmax(-1)[0].detach().numpy()
@@ -62,10 +67,25 @@ def test_the_class_map_is_linear_between_the_middles_of_windows():
         start = rows.stop
         across, down = middles[rows][: scale.columns, 0], middles[rows][:: scale.columns, 1]
         for label in range(len(LABELS)):
-            of_windows = shares[rows, label].reshape(scale.rows, scale.columns)
-            wide = np.stack([np.interp(np.arange(W) + 0.5, across, row) for row in of_windows])
-            wanted[label] += np.stack([np.interp(np.arange(H) + 0.5, down, column) for column in wide.T], 1)
+            valid = np.ix_(down < size[0], across < size[1])
+            of_windows = shares[rows, label].reshape(scale.rows, scale.columns)[valid]
+            wide = np.stack([np.interp(np.arange(W) + 0.5, across[across < size[1]], row) for row in of_windows])
+            columns = [np.interp(np.arange(H) + 0.5, down[down < size[0]], column) for column in wide.T]
+            wanted[label] += np.stack(columns, 1)
     np.testing.assert_allclose(found[0].numpy(), wanted / len(layout.scales), atol=1e-4)
+
+
+def test_a_strip_without_a_windows_middle_is_classified_by_the_first_windows():
+    module, x = tiny(), torch.randn(1, 3, H, W)
+    narrow, first = torch.tensor([[3, 3]]), []
+    for view, column in ((x[0], 0), (x[0].flip(2), -1)):
+        for number, scale in enumerate(module.layout((H, W)).scales):
+            logits, _ = module.of_crops(module.crops(view, number, [column % scale.columns]))
+            first.append(logits[0].softmax(0))
+    torch.testing.assert_close(
+        dense_probabilities(module, x, narrow)[0], torch.stack(first).mean(0), atol=1e-4, rtol=1e-4
+    )
+    assert class_map(module, x, narrow).isfinite().all()
 
 
 @pytest.fixture
