@@ -2,7 +2,7 @@
 
 Sermanet et al., arXiv:1312.6229, section 3.3. Images are normalised canvases [N, 3, H, W], of a module in eval mode;
 image_sizes int [N, 2] the part of each that the photo fills. Windows centred in the padding, which training never
-shows, count nowhere; of a photo so narrow that it holds no centre the first row or column does.
+shows as background, count nowhere; of a photo so narrow that it holds no centre the first row or column does.
 """
 
 from __future__ import annotations
