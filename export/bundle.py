@@ -21,6 +21,7 @@ from regionrt.runtime.image import Canvas
 from regionrt.runtime.selective_search import SelectiveSearch
 from regionrt.train.checkpoint import Checkpoint, module_from_checkpoint
 from regionrt.train.models import ModelError
+from regionrt.train.models.region import MAX_CANDIDATES
 from regionrt.train.tasks import Task, task_of
 
 from .calibration.ranges import METHODS
@@ -35,7 +36,7 @@ from .passes.lower import lower
 from .passes.stages import OpBetween, Stage, stages, whole_stage
 from .proof import prove_integers
 from .quantizing import MOST_ERROR, QUANTIZED, Quantization, layer_names, quantization_of
-from .thresholds import CHOSEN, MAX_TOP_K, check_had, thresholds_of, with_thresholds
+from .thresholds import CHOSEN, check_had, thresholds_of, with_thresholds
 from .to_onnx import onnx_from_module
 from .weights import write_models
 
@@ -246,7 +247,7 @@ def _thresholds(module: nn.Module, task: Task, options: ExportOptions) -> tuple[
     given = {name: getattr(options, name) for name in CHOSEN if getattr(options, name) is not None}
     if task.name in DENSE_TASKS:
         check_had(given, (), f"a net for {task.name}")
-        return dict(task.thresholds_of(module)), module, MAX_TOP_K
+        return dict(task.thresholds_of(module)), module, MAX_CANDIDATES
     thresholds = thresholds_of(module, **given)
     return thresholds.to_json(), with_thresholds(module, thresholds).eval(), thresholds.candidates
 

@@ -12,10 +12,10 @@ from regionrt.train.models.overfeat import Overfeat
 from regionrt.train.models.overfeat_eager import merging_of
 from regionrt.train.models.overfeat_eager import thresholds_of as own_thresholds
 from regionrt.train.models.proposal_net import ProposalNet
+from regionrt.train.models.region import MAX_CANDIDATES
 
 from .errors import ExportError
 
-MAX_TOP_K = 3840  # TensorRT's TopK takes no more
 CHOSEN = ("score", "nms", "window_score", "merge", "candidates", "detections", "proposals")
 """Those that are options of an export; a net that has not all of them refuses the others."""
 
@@ -44,10 +44,10 @@ class Thresholds:
             raise ExportError(f"expected merge between 0 (never) and 2 (all boxes of a class), found {self.merge}")
         for name in ("detections", "proposals", "proposal_candidates", "candidates"):
             value = getattr(self, name)
-            if value is not None and not 1 <= value <= MAX_TOP_K:
+            if value is not None and not 1 <= value <= MAX_CANDIDATES:
                 where = " (the detector's rpn_pre_nms_top_n_test)" if name == "proposal_candidates" else ""
                 raise ExportError(
-                    f"expected {name}{where} between 1 and {MAX_TOP_K} (TensorRT's TopK limit), found {value}"
+                    f"expected {name}{where} between 1 and {MAX_CANDIDATES} (TensorRT's TopK limit), found {value}"
                 )
 
     def to_json(self) -> dict[str, Any]:
@@ -90,7 +90,7 @@ def _own(module: nn.Module) -> Thresholds:
         proposal_nms=None if rpn is None else rpn.nms_thresh,
         proposal_score=None if rpn is None else rpn.score_thresh,
         proposal_candidates=None if rpn is None else rpn._pre_nms_top_n["testing"],
-        candidates=MAX_TOP_K,
+        candidates=MAX_CANDIDATES,
     )
 
 

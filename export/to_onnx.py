@@ -18,6 +18,7 @@ from regionrt.runtime.image import Canvas
 from regionrt.runtime.inputs import INPUTS
 from regionrt.train.models.overfeat import Overfeat
 from regionrt.train.models.proposal_net import ProposalNet
+from regionrt.train.models.region import MAX_CANDIDATES
 
 from .errors import ExportError
 from .exportable import OUTPUTS, ExportableDetector
@@ -49,7 +50,7 @@ _POOLING_NAMES = {  # numbered in the order in which they run
 
 
 def onnx_from_module(
-    module: nn.Module, canvas: Canvas, *, candidates: int = 3840, probabilities: bool = False
+    module: nn.Module, canvas: Canvas, *, candidates: int = MAX_CANDIDATES, probabilities: bool = False
 ) -> ir.Model:
     """The abstract graph of a torchvision FasterRCNN or MaskRCNN, or of a net of ours, for one canvas.
 

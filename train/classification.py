@@ -46,13 +46,14 @@ class Classifier:
     def __call__(self, image: np.ndarray) -> Classes:
         """RGB uint8 [H, W, 3]."""
         x, sizes, _ = self._placed(image)
-        dense, views = dense_probabilities(self.module, x), ten_view_probabilities(self.module, x, sizes)
-        return Classes(dense[0, 1:].numpy(), views[0, 1:].numpy())
+        dense, views = (of(self.module, x, sizes)[0, 1:] for of in (dense_probabilities, ten_view_probabilities))
+        return Classes(dense.numpy(), views.numpy())
 
     def picture(self, image: np.ndarray, label: int) -> np.ndarray:
         """The photo in grey, red where the class `label` (1..K) is likely, most where it is likeliest: [H, W, 3]."""
         x, sizes, (height, width) = self._placed(image)
-        valid = class_map(self.module, x)[:, label : label + 1, : int(sizes[0, 0]), : int(sizes[0, 1])]
+        found = class_map(self.module, x, sizes)
+        valid = found[:, label : label + 1, : int(sizes[0, 0]), : int(sizes[0, 1])]
         shares = torch.nn.functional.interpolate(valid, (height, width), mode="bilinear", align_corners=False)
         weights = _STRENGTH * (shares[0, 0] / shares.max().clamp(min=1e-9)).numpy()[..., None]
         grey = image.mean(2, keepdims=True)

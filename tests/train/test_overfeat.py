@@ -1,4 +1,4 @@
-"""OverFeat: dense outputs are those of the windows, offsets are what the paper says, negatives, losses, merging."""
+"""OverFeat: dense outputs are those of the windows, offsets are what the paper says, merging."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from regionrt.train.checkpoint import read_checkpoint
 from regionrt.train.models import ModelError, build_model
 from regionrt.train.models.overfeat import Overfeat
 from regionrt.train.models.overfeat_eager import boxes_of, canvas_of, eager, merged_boxes
-from regionrt.train.models.overfeat_losses import edges_of, losses, matched, windows_of
+from regionrt.train.models.overfeat_losses import edges_of
 from regionrt.train.models.valid_nets import VALID_NETS, valid_net
 from regionrt.train.options import TrainOptions
 from regionrt.train.torch_runner import torch_predictor
@@ -137,104 +137,6 @@ def test_windows_and_their_boxes():
     np.testing.assert_allclose(reference.boxes_of(edges.numpy(), windows.numpy()), boxes, atol=1e-5)
 
 
-def test_what_windows_are_matched_to():
-    module = tiny(windows=[20, 40])
-    windows = module.layout((64, 96)).windows
-    size = torch.tensor([64, 48])  # the right half of the canvas is empty
-    boxes = torch.tensor([[0.0, 0, 40, 40], [30, 30, 34, 34]])  # the second fits no window
-    found = matched(windows, boxes, size, module.config)
-    overlap = (windows[:, None, 2:].minimum(boxes[:, 2:]) - windows[:, None, :2].maximum(boxes[:, :2])).clamp(min=0)
-    shared = overlap.prod(-1)
-    iou = shared / ((windows[:, 2:] - windows[:, :2]).prod(1)[:, None] + (boxes[:, 2:] - boxes[:, :2]).prod(1) - shared)
-    assert set(found.foreground.tolist()) == set(torch.where(iou.max(1).values >= 0.5)[0].tolist())
-    assert (iou[found.background] < 0.3).all()
-    centers = (windows[found.background, 0] + windows[found.background, 2]) / 2
-    assert (centers < 48).all()
-    assert not set(found.foreground.tolist()) & set(found.background.tolist())
-    nothing = matched(windows, boxes[:0], size, module.config)
-    assert len(nothing.foreground) == 0
-    assert len(nothing.background) > len(found.background)
-
-
-def test_each_object_has_a_window_where_one_comes_near():
-    module = tiny(windows=[20])
-    windows = module.layout((64, 96)).windows
-    boxes = torch.tensor([[20.0, 20, 32, 32]])
-    found = matched(windows, boxes, torch.tensor([64, 96]), module.config)
-    assert len(found.foreground) == 1
-
-
-def test_sampled_windows_are_read_as_the_dense_net_reads_them():
-    module = tiny()
-    x = torch.randn(2, 3, 64, 96)
-    layout = module.layout((64, 96))
-    logits, edges = module(x)
-    maps = [module.features(x, scale) for scale in layout.scales]
-    chosen = torch.randperm(len(layout.windows))[:17]
-    for image in range(2):
-        read = windows_of(maps, layout, image, chosen, module)
-        one, other = (value.flatten(1) for value in module.of_map(read))
-        torch.testing.assert_close(one, logits[image, chosen], atol=SAME, rtol=SAME)
-        torch.testing.assert_close(other, edges[image, chosen], atol=SAME, rtol=SAME)
-
-
-def batch(boxes=((10.0, 10, 50, 50),), labels=(2,)):
-    images = torch.randint(0, 256, (1, 64, 96, 3), dtype=torch.uint8)
-    target = {"boxes": torch.tensor(boxes).reshape(-1, 4), "labels": torch.tensor(labels, dtype=torch.long)}
-    return images, torch.tensor([[64, 96]]), [target]
-
-
-def test_losses_fall_with_training():
-    torch.manual_seed(0)
-    module = tiny(class_agnostic=False).train()
-    given = batch()
-    optimizer = torch.optim.Adam(module.parameters(), 0.003)
-    history = []
-    for _ in range(25):
-        found = losses(module, *given)
-        assert set(found) == {"loss_class", "loss_box"}
-        optimizer.zero_grad()
-        torch.stack(list(found.values())).sum().backward()
-        optimizer.step()
-        history.append({name: value.item() for name, value in found.items()})
-    assert history[-1]["loss_class"] < 0.5 * history[0]["loss_class"]
-    assert history[-1]["loss_box"] < 0.5 * history[0]["loss_box"]
-
-
-def test_an_image_without_objects_teaches_the_background():
-    module = tiny().train()
-    found = losses(module, *batch((), ()))
-    assert found["loss_class"] > 0
-    assert found["loss_box"] == 0
-    found["loss_class"].backward()
-
-
-@pytest.mark.parametrize("joint", [True, False])
-def test_boxes_teach_the_features_where_they_are_to(joint):
-    module = tiny(joint=joint).train()
-    losses(module, *batch())["loss_box"].backward()
-    moved = [p.grad is not None and bool((p.grad != 0).any()) for p in module.backbone.parameters()]
-    assert any(moved) == joint
-
-
-def test_offending_backgrounds_are_preferred():
-    """Of the backgrounds that are looked at, those that the classifier is least sure of are learnt from."""
-    from regionrt.train.models.overfeat_losses import _sampled
-
-    module = tiny(windows_per_image=12, offending=1.0, windows=[20])
-    _, sizes, targets = batch()
-    x = torch.randn(1, 3, 64, 96)
-    layout = module.layout((64, 96))
-    maps = [module.features(x, scale) for scale in layout.scales]
-    matches = matched(layout.windows, targets[0]["boxes"], sizes[0], module.config)
-    sure = module(x)[0].softmax(-1)[0, :, 0]
-    chosen = _sampled(module, maps, layout, 0, matches)
-    background = chosen[torch.isin(chosen, matches.background)]
-    assert len(chosen) == 12
-    assert len(chosen.unique()) == 12
-    assert sure[background].mean() < sure[matches.background].median()
-
-
 def test_eager_merges_as_the_op_does():
     module = tiny(class_agnostic=False)
     images = torch.randint(0, 256, (2, 64, 96, 3), dtype=torch.uint8)
@@ -279,6 +181,8 @@ def test_training_on_shapes_writes_a_checkpoint_that_detects(tmp_path):
         ({"window_score": 1.5}, "window_score 1.5"),
         ({"background_iou": 0.6}, "background_iou 0.6: give at most foreground_iou"),
         ({"classifier": [8]}, "widths of two layers"),
+        ({"foreground": 0.0}, "windows_per_image 128 and foreground 0.0: no window would be learnt as an object"),
+        ({"windows_per_image": 1}, "windows_per_image 1 and foreground 0.5"),
         ({"candidates": 5000}, "give at most 3840"),
         ({"box_weight": -1.0}, "box_weight -1.0: give 0 or more"),
         ({"kernels": 2}, "unknown option 'kernels'"),

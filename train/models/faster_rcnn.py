@@ -11,7 +11,7 @@ from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHe
 
 from .backbones import BACKBONES, anchor_sizes, build_backbone
 from .config import RegionConfig
-from .region import check_size
+from .region import MAX_CANDIDATES, check_size
 from .region_pool import region_pool
 
 ORIGINAL = RegionConfig(
@@ -25,7 +25,7 @@ ORIGINAL = RegionConfig(
     rois_per_image=64,
     nms=0.3,
     proposals=300,
-    proposal_candidates=3840,
+    proposal_candidates=MAX_CANDIDATES,
 )
 """The net of the paper (sections 3.1, 3.3 and 4): one map of VGG16, 9 anchors, RoIPool, two layers of 4096, 300
 proposals. RoIs and NMS are Fast R-CNN's. Its code lets 6000 anchors enter the proposals' NMS; TensorRT sorts 3840."""

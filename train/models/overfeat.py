@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from .dense_config import CanvasConfig
 from .errors import ModelError
-from .region import check_size
+from .region import MAX_CANDIDATES, check_size
 from .valid_nets import valid_net
 from .windows import Layout, Scale, Sliding, usual_windows
 
@@ -68,6 +68,11 @@ class OverfeatConfig(CanvasConfig):
             raise ModelError(
                 f"background_iou {self.background_iou}: give at most foreground_iou, {self.foreground_iou}"
             )
+        if self.most_foreground < 1:
+            raise ModelError(
+                f"windows_per_image {self.windows_per_image} and foreground {self.foreground}: no window would be "
+                "learnt as an object, give more of either"
+            )
         if not 0 <= self.merge <= 2:
             raise ModelError(f"merge {self.merge}: give a number from 0 (never) to 2 (all boxes become one)")
         if self.windows is not None and not (self.windows and min(self.windows) > 0):
@@ -78,8 +83,13 @@ class OverfeatConfig(CanvasConfig):
                 raise ModelError(f"{name} {list(given)}: give the widths of two layers")
         if not self.box_weight >= 0:
             raise ModelError(f"box_weight {self.box_weight}: give 0 or more")
-        if self.candidates > 3840:
-            raise ModelError(f"candidates {self.candidates}: give at most 3840, TensorRT's limit")
+        if self.candidates > MAX_CANDIDATES:
+            raise ModelError(f"candidates {self.candidates}: give at most {MAX_CANDIDATES}, TensorRT's limit")
+
+    @property
+    def most_foreground(self) -> int:
+        """Most windows of an image that are sampled to show an object."""
+        return round(self.windows_per_image * self.foreground)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,8 @@
 """OverFeat as a classifier: what a photo shows, by all windows or by ten views, and where each class is likely.
 
-Sermanet et al., arXiv:1312.6229, section 3.3. Images are normalised canvases [N, 3, H, W], of a module in eval mode.
+Sermanet et al., arXiv:1312.6229, section 3.3. Images are normalised canvases [N, 3, H, W], of a module in eval mode;
+image_sizes int [N, 2] the part of each that the photo fills. Windows centred in the padding, which training never
+shows as background, count nowhere; of a photo so narrow that it holds no centre the first row or column does.
 """
 
 from __future__ import annotations
@@ -16,18 +18,24 @@ from .windows import Scale
 
 
 @torch.no_grad()
-def dense_probabilities(module: Overfeat, x: Tensor) -> Tensor:
+def dense_probabilities(module: Overfeat, x: Tensor, image_sizes: Tensor) -> Tensor:
     """[N, K+1]: of each class the likeliest window of each scale, in the image and its mirror image, on average."""
-    views = (x, x.flip(3))
-    return torch.stack([found.amax((2, 3)) for view in views for found in _class_maps(module, view)]).mean(0)
+    mirrored = [found.flip(3) for found in _class_maps(module, x.flip(3))]  # windows lie where the photo has them
+    maps = list(zip(module.layout(x.shape[2:]).scales, _class_maps(module, x), mirrored, strict=True))
+    found = []
+    for image, size in enumerate(image_sizes.tolist()):
+        best = []
+        for scale, *views in maps:
+            rows, columns = _within(_grid(module, x.shape[2:], scale), size)
+            best += [view[image, :, :rows, :columns].amax((1, 2)) for view in views]
+        found.append(torch.stack(best).mean(0))
+    return torch.stack(found)
 
 
 @torch.no_grad()
 def ten_view_probabilities(module: Overfeat, x: Tensor, image_sizes: Tensor) -> Tensor:
-    """[N, K+1]: the mean over four corner windows, the middle one, and their mirror images, of the largest scale.
-
-    image_sizes: int [N, 2], the part of each canvas that the photo fills; its corners are meant.
-    """
+    """[N, K+1]: the mean over four corner windows of the photo, the middle one, and their mirror images, of the largest
+    scale."""
     scales = module.layout(x.shape[2:]).scales
     number = min(range(len(scales)), key=lambda n: scales[n].size)  # the smallest map has the largest windows
     found = []
@@ -39,19 +47,22 @@ def ten_view_probabilities(module: Overfeat, x: Tensor, image_sizes: Tensor) -> 
 
 
 @torch.no_grad()
-def class_map(module: Overfeat, x: Tensor) -> Tensor:
+def class_map(module: Overfeat, x: Tensor, image_sizes: Tensor) -> Tensor:
     """[N, K+1, H, W]: how likely each class is at each pixel: between the middles of windows linear, beyond them as
     the nearest says, and the mean of all scales."""
     height, width = x.shape[2:]
-    total = x.new_zeros(())
     maps = _class_maps(module, x)
-    for scale, found in zip(module.layout(x.shape[2:]).scales, maps, strict=True):
+    scales = module.layout(x.shape[2:]).scales
+    total = x.new_zeros(len(x), module.num_classes, height, width)
+    for scale, found in zip(scales, maps, strict=True):
         windows = _grid(module, x.shape[2:], scale).to(x.device)
-        down = _positions(windows[:, 0, [1, 3]].mean(1), height)
-        across = _positions(windows[0, :, [0, 2]].mean(1), width)
-        places = torch.stack(torch.meshgrid(across, down, indexing="xy"), -1)  # [H, W, 2]
-        places = places.expand(len(x), -1, -1, -1)
-        total = total + F.grid_sample(found, places, padding_mode="border", align_corners=True)
+        for image, size in enumerate(image_sizes.tolist()):
+            rows, columns = _within(windows, size)
+            down = _positions(windows[:rows, 0, [1, 3]].mean(1), height)
+            across = _positions(windows[0, :columns, [0, 2]].mean(1), width)
+            places = torch.stack(torch.meshgrid(across, down, indexing="xy"), -1)[None]  # [1, H, W, 2]
+            counted = found[image : image + 1, :, :rows, :columns]
+            total[image] += F.grid_sample(counted, places, padding_mode="border", align_corners=True)[0]
     return total / len(maps)
 
 
@@ -64,6 +75,13 @@ def _class_maps(module: Overfeat, x: Tensor) -> list[Tensor]:
 def _grid(module: Overfeat, canvas: Sequence[int], scale: Scale) -> Tensor:
     """xyxy of the windows of a scale: [rows, columns, 4], canvas px."""
     return module.sliding.windows((int(canvas[0]), int(canvas[1])), scale).reshape(scale.rows, scale.columns, 4)
+
+
+def _within(windows: Tensor, size: Sequence[int]) -> tuple[int, int]:
+    """How many rows and columns of `windows` [rows, columns, 4] have their middle in the valid part; one at least."""
+    rows = int((windows[:, 0, [1, 3]].mean(1) < size[0]).sum())
+    columns = int((windows[0, :, [0, 2]].mean(1) < size[1]).sum())
+    return max(rows, 1), max(columns, 1)
 
 
 def _views(module: Overfeat, canvas: Sequence[int], scale: Scale, size: Sequence[int]) -> list[int]:

@@ -18,11 +18,11 @@ _LOOKED_AT = 8  # backgrounds at random among which the offending ones are found
 
 @dataclass(frozen=True)
 class Matches:
-    """Windows of one image that may be sampled. nearest: the object of each of the Q windows."""
+    """Windows of one image that may be sampled. object_of: the object that each of the Q windows is learnt as."""
 
     foreground: Tensor  # indices of windows
     background: Tensor
-    nearest: Tensor
+    object_of: Tensor
 
 
 def losses(
@@ -30,8 +30,8 @@ def losses(
 ) -> dict[str, Tensor]:
     """`loss_class`, log loss over K + 1 classes, and `loss_box`, the squared error of the foreground's edges, weighted.
 
-    Both are means over the sampled windows, edges in parts of the window's side. targets: per image `boxes` float
-    [n, 4] (canvas px), `labels` int64 [n].
+    Both are means over the sampled windows, 0 if there are none, edges in parts of the window's side. targets: per
+    image `boxes` float [n, 4] (canvas px), `labels` int64 [n].
     """
     x = normalised(module, images, image_sizes)
     layout = module.layout(x.shape[2:])
@@ -47,7 +47,7 @@ def losses(
         edges = boxes.new_zeros(len(chosen), 4)
         objects = torch.isin(chosen, matches.foreground)
         if objects.any():
-            place = matches.nearest[chosen[objects]]
+            place = matches.object_of[chosen[objects]]
             of_chosen[objects] = classes[place]
             edges[objects] = edges_of(boxes[place], windows[chosen[objects]])
         labels.append(of_chosen)
@@ -59,7 +59,7 @@ def losses(
     own = edges.unflatten(1, (-1, 4))[foreground, column]
     apart = F.mse_loss(own, torch.cat(wanted)[foreground], reduction="sum")
     return {
-        "loss_class": F.cross_entropy(logits, label),
+        "loss_class": F.cross_entropy(logits, label, reduction="sum") / max(len(label), 1),
         "loss_box": module.config.box_weight * apart / max(len(label), 1),
     }
 
@@ -71,8 +71,9 @@ def edges_of(boxes: Tensor, windows: Tensor) -> Tensor:
 
 
 def matched(windows: Tensor, boxes: Tensor, size: Tensor, config: OverfeatConfig) -> Matches:
-    """Foreground: IoU ≥ foreground_iou with an object, and the window that is nearest to each object (small or long
-    ones may fill none), from background_iou on. Background: below that with all, its centre in the valid part."""
+    """Foreground: IoU ≥ foreground_iou with an object, learnt as the one that it fits best, and a window for each
+    object that has none so (`_of_the_rest`). Background: below background_iou with all, its centre in the valid
+    part."""
     center = (windows[:, :2] + windows[:, 2:]) / 2
     inside = (center < size.flip(0)).all(1)
     if not len(boxes):
@@ -81,14 +82,35 @@ def matched(windows: Tensor, boxes: Tensor, size: Tensor, config: OverfeatConfig
             nowhere, torch.where(inside)[0], torch.zeros(len(windows), dtype=torch.long, device=boxes.device)
         )
     overlap = box_iou(windows, boxes)  # [Q, n]
-    most, nearest = overlap.max(1)
+    most, object_of = overlap.max(1)
     is_foreground = most >= config.foreground_iou
-    best, of_object = overlap.max(0)
-    of_object = of_object[best >= config.background_iou]
-    is_foreground[of_object] = True
-    return Matches(
-        torch.where(is_foreground)[0], torch.where(inside & (most < config.background_iou) & ~is_foreground)[0], nearest
-    )
+    for window, object_ in _of_the_rest(overlap, torch.where(is_foreground, object_of, -1), config.background_iou):
+        is_foreground[window], object_of[window] = True, object_
+    background = inside & (most < config.background_iou) & ~is_foreground
+    return Matches(torch.where(is_foreground)[0], torch.where(background)[0], object_of)
+
+
+def _of_the_rest(overlap: Tensor, taken: Tensor, least: float) -> list[tuple[int, int]]:
+    """A window for each object that has none, small, long or beside another that its windows fit better.
+
+    overlap: IoU [Q, n]; taken: the object that has each window, −1: none has. Objects choose by falling IoU, each the
+    nearest window from the IoU `least` on, of those that nobody has, else of those whose owner keeps another.
+    """
+    taken, found = taken.clone(), []
+    have = taken[taken >= 0].bincount(minlength=overlap.shape[1])
+    for object_ in overlap.amax(0).argsort(descending=True, stable=True).tolist():
+        if have[object_]:
+            continue
+        near, nobodys = overlap[:, object_] >= least, taken < 0
+        free = near & nobodys
+        choice = free if free.any() else near & ~nobodys & (have[taken] > 1)
+        if choice.any():
+            window = int(torch.where(choice, overlap[:, object_], -1).argmax())
+            if taken[window] >= 0:
+                have[taken[window]] -= 1
+            taken[window], have[object_] = object_, 1
+            found.append((window, object_))
+    return found
 
 
 def windows_of(maps: list[Tensor], layout: Layout, image: int, chosen: Tensor, module: Overfeat) -> Tensor:
@@ -110,10 +132,10 @@ def _sampled(module: Overfeat, maps: list[Tensor], layout: Layout, image: int, m
     """Windows of one image: foreground at random, every object as likely as another, whether many windows show it or
     few; of the background the most offending and some at random."""
     config = module.config
-    most = round(config.windows_per_image * config.foreground)
+    most = config.most_foreground
     foreground = matches.foreground
     if len(foreground) > most:
-        shown = matches.nearest[foreground]
+        shown = matches.object_of[foreground]
         foreground = foreground[torch.multinomial(1 / shown.bincount()[shown], most)]
     wanted = config.windows_per_image - len(foreground)
     worst = round(wanted * config.offending)
