@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.ops import box_iou
 
 from .checkpoint import module_from_checkpoint, read_checkpoint, write_checkpoint
@@ -49,6 +49,26 @@ class _Regions:
     near_pooled: np.ndarray
     near_label: np.ndarray
     near_target: np.ndarray
+
+
+def without_regressors(module: nn.Module) -> tuple[str, ...]:
+    """Before a net is trained that SVMs and regressors come into later: its boxes stay the proposals until then.
+
+    The regressors become zero, where they hold random numbers or, of a checkpoint to go on from, what fitted its old
+    features: validation would judge boxes by them. Returns the names of the layers that gradients are not to change;
+    none for other nets. ModelError where layers that are to be replaced are split.
+    """
+    if not isinstance(module, ProposalNet) or module.config.classifier != "svm":
+        return ()
+    for name in ("cls_score", "bbox_pred"):
+        if not isinstance(getattr(module.head, name), nn.Linear):
+            raise ModelError(
+                f"head.{name} is split by SVD, and SVMs and regressors take the place of whole layers: compress with "
+                "--layers fc6,fc7, or train first"
+            )
+    for values in module.head.bbox_pred.parameters():  # type: ignore[union-attr]
+        nn.init.zeros_(values)
+    return ("head.bbox_pred",)
 
 
 def fit_svms(

@@ -11,8 +11,9 @@ from regionrt.runtime.selective_search import SelectiveSearch
 from regionrt.train.checkpoint import module_from_checkpoint, read_checkpoint
 from regionrt.train.data import open_data
 from regionrt.train.models import ModelError
+from regionrt.train.models.svd_pairs import with_svd_pairs
 from regionrt.train.options import TrainOptions
-from regionrt.train.svms import RIDGE, _Regions, _regions_of, _regressors, _slope, _svms, fit_svms
+from regionrt.train.svms import RIDGE, _Regions, _regions_of, _regressors, _slope, _svms, fit_svms, without_regressors
 from regionrt.train.torch_runner import torch_predictor
 from regionrt.train.trainer import train
 
@@ -113,12 +114,24 @@ def test_training_ends_with_svms_in_the_place_of_the_softmax(tmp_path, monkeypat
 
     monkeypatch.setattr(SelectiveSearch, "__call__", search)
     config = {**TINY, "representation": 64, "channels": 16, "dropout": 0.0, "proposals": 60, "rois_per_image": 24}
-    options = TrainOptions(epochs=4, batch=2, lr=0.002, optimizer="adamw", evaluate_every=4)
-    notes = []
-    best = train("sppnet", DATA, tmp_path / "run", options, config=config,
-                 report=lambda row: notes.append(row["note"]) if "note" in row else None)  # fmt: skip
-    assert any("SVMs and ridge regressors" in note for note in notes)
+    # DDP, in one process: it refuses a step in which a layer that is to learn gets no gradient.
+    options = TrainOptions(epochs=4, batch=2, lr=0.002, optimizer="adamw", evaluate_every=4,
+                           accelerator="cpu", devices=1, strategy="ddp")  # fmt: skip
+    told = []
+    best = train("sppnet", DATA, tmp_path / "run", options, config=config, report=told.append)
+    assert any("SVMs and ridge regressors" in row.get("note", "") for row in told)
     ours, softmax = read_checkpoint(best), read_checkpoint(tmp_path / "run" / "last.pt")
+    (groups,) = (row["groups"] for row in told if "groups" in row)
+    regressors = [softmax.state_dict[f"head.bbox_pred.{what}"] for what in ("weight", "bias")]
+    assert [g["parameters"] for g in groups if g["frozen"]] == [sum(value.numel() for value in regressors)]
+    before = module_from_checkpoint(softmax)
+    for index in range(3):  # what validation judged
+        image = data[index].image()
+        boxes = np.concatenate([boxes_in(image, 20) + 10, data[index].boxes])
+        clipped = boxes.clip(0, [96, 64] * 2)
+        found = torch_predictor(before, ours.labels)(image, boxes).boxes_xyxy
+        assert len(found)
+        assert np.abs(found[:, None] - clipped).max(2).min(1).max() < 1e-3
     changed = {k for k, v in ours.state_dict.items() if not torch.equal(v, softmax.state_dict[k])}
     assert changed == {f"head.{layer}.{what}" for layer in ("cls_score", "bbox_pred") for what in ("weight", "bias")}
     module = module_from_checkpoint(ours)
@@ -129,6 +142,18 @@ def test_training_ends_with_svms_in_the_place_of_the_softmax(tmp_path, monkeypat
     slope = _slope(images, weights, biases)
     np.testing.assert_allclose(module.head.cls_score.weight.detach(), weights * slope, rtol=1e-3, atol=1e-5)
     np.testing.assert_allclose(module.head.cls_score.bias.detach(), biases * slope, rtol=1e-3, atol=1e-5)
-    regressors, _ = _regressors(images, module.num_classes)
-    assert regressors.any()
-    np.testing.assert_allclose(module.head.bbox_pred.weight.detach(), regressors, rtol=1e-3, atol=1e-5)
+    ridges, _ = _regressors(images, module.num_classes)
+    assert ridges.any()
+    np.testing.assert_allclose(module.head.bbox_pred.weight.detach(), ridges, rtol=1e-3, atol=1e-5)
+
+
+def test_going_on_from_fitted_regressors_starts_without_them_and_needs_whole_layers():
+    module = tiny("sppnet")
+    assert without_regressors(module) == ("head.bbox_pred",)
+    assert not module.head.bbox_pred.weight.any()
+    assert not module.head.bbox_pred.bias.any()
+    boxes = tiny("fast_rcnn").head.bbox_pred.weight
+    assert without_regressors(module := tiny("fast_rcnn")) == ()
+    assert torch.equal(module.head.bbox_pred.weight, boxes)
+    with pytest.raises(ModelError, match=r"head.bbox_pred is split by SVD.*--layers fc6,fc7"):
+        without_regressors(with_svd_pairs(tiny("sppnet"), {"head.bbox_pred": 4}))
