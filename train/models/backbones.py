@@ -29,10 +29,7 @@ class Backbone:
     source: str  # prefix of its layers' keys in the classifier's state_dict
     description: str
     frozen: tuple[str, ...] = ()  # layers that Fast R-CNN does not fine-tune where --init brought them
-    last_pooling: tuple[int, int] = (
-        3,
-        2,
-    )  # kernel and stride, behind its map in R-CNN: AlexNet's pool5, or the net's own
+    last_pooling: tuple[int, int] = (3, 2)  # behind its map in R-CNN, kernel and stride: its pool5, or else AlexNet's
 
 
 def build_backbone(config: RegionConfig) -> nn.Module:
