@@ -32,6 +32,11 @@ class ProposalInput:
         clipped, what has no area in it is left out, and of more than P the first P are taken: both are warned of,
         with counts. Raises ProposalError (no boxes at all are fine, those with NaN are not), and what `search` does.
         """
+        if given is not None and len(given) != len(images):
+            raise ProposalError(
+                f"expected proposals for each of {len(images)} photos, found {len(given)}: give a list of boxes, or "
+                "None to have them searched for, for each"
+            )
         proposals = np.zeros((len(images), self.most, 4), np.float32)
         counts = np.zeros(len(images), np.int32)
         outside = beyond = 0

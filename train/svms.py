@@ -7,24 +7,21 @@ section 4.1. What is trained by gradients before it is the rest of the net.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
-from torchvision.ops import box_iou
+from torch import nn
 
 from .checkpoint import module_from_checkpoint, read_checkpoint, write_checkpoint
-from .data.proposals import KeptProposals
-from .models.dense import canvas_of, normalised
 from .models.errors import ModelError
-from .models.proposal_net import ProposalNet, proposals_of
+from .models.proposal_net import ProposalNet
+from .svm_regions import Near, Progress, Regions, regions_of_all
 
 NEGATIVE_IOU = 0.3
-NEAR_IOU = 0.6  # of a proposal that a regressor learns from
 RIDGE = 1000.0
 COST = 10.0  # of all examples of a class together: the paper's 10⁻³ each, where ten thousand make up a set
 _NORM = 20.0  # that features are scaled to, on average: COST is meant for that
@@ -33,22 +30,27 @@ _BIAS_SCALE = 10.0
 _ROUNDS = 2  # of hard negatives, each over all images
 _NEVER = -1e3  # a bias
 _SLOPES = np.geomspace(0.5, 32, 13)  # of margins as logits
-Progress = Callable[[int, int], None]
+_AT_ONCE = 4096  # rows whose margins are computed: scikit-learn makes float64 of them
 
 
-@dataclass(frozen=True)
-class _Regions:
-    """Of one image: fc7 [R, …] of objects, then proposals, IoU [R, n] with its n objects, and their labels [n].
+def without_regressors(module: nn.Module) -> tuple[str, ...]:
+    """Before a net is trained that SVMs and regressors come into later: its boxes stay the proposals until then.
 
-    near_…: of proposals that regressors learn from, what was pooled, the nearest object's label, and the targets.
+    The regressors become zero, where they hold random numbers or, of a checkpoint to go on from, what fitted its old
+    features: validation would judge boxes by them. Returns the names of the layers that gradients are not to change;
+    none for other nets. ModelError where layers that are to be replaced are split.
     """
-
-    fc7: np.ndarray
-    overlap: np.ndarray
-    labels: np.ndarray
-    near_pooled: np.ndarray
-    near_label: np.ndarray
-    near_target: np.ndarray
+    if not isinstance(module, ProposalNet) or module.config.classifier != "svm":
+        return ()
+    for name in ("cls_score", "bbox_pred"):
+        if not isinstance(getattr(module.head, name), nn.Linear):
+            raise ModelError(
+                f"head.{name} is split by SVD, and SVMs and regressors take the place of whole layers: compress with "
+                "--layers fc6,fc7, or train first"
+            )
+    for values in module.head.bbox_pred.parameters():  # type: ignore[union-attr]
+        nn.init.zeros_(values)
+    return ("head.bbox_pred",)
 
 
 def fit_svms(
@@ -61,25 +63,24 @@ def fit_svms(
 ) -> None:
     """Replace `cls_score` and `bbox_pred` of a module in eval mode by what SVMs and ridge regression find on `data`.
 
-    Of each image `regions` proposals with IoU ≥ 0.6 with an object are drawn, and as many others. Class k's SVM: its
-    objects against those drawn whose IoU with all of them is below 0.3: a quarter first, then what it gets wrong,
-    twice. Its regressor: those drawn that are near one of its objects. The margins become logits beside a background
-    of 0, all times the slope that fits the data best. A class without positives warns and is never found; ModelError
-    where no class has any.
+    Of each image `regions` proposals with IoU ≥ 0.6 with an object are drawn, and as many others; fewer, with a
+    warning, where their features would take more than `svm_regions.BUDGET`. Class k's SVM: its objects against those
+    drawn whose IoU with all of them is below 0.3: a quarter first, then what it gets wrong, twice. Its regressor: those
+    drawn that are near one of its objects. The margins become logits beside a background of 0, all times the slope that
+    fits the data best. A class without positives warns and is never found; ModelError where no class has any.
     """
     rng = np.random.default_rng(seed)
-    images: list[_Regions] = []
-    for index in range(len(data)):
-        images.append(_regions_of(module, data[index], regions, rng))
-        progress(index + 1, len(data))
+    images, near = regions_of_all(module, data, regions, rng, progress)
     if not sum(len(image.labels) for image in images):
         raise ModelError("SVMs need objects: the training split has none")
+    regressors = _regressors(near, module.num_classes)
+    del near  # the SVMs need the memory
     weights, biases = _svms(images, module.num_classes, rng, seed)
     slope = _slope(images, weights, biases)
     with torch.no_grad():
         for layer, weight, bias in (
             (module.head.cls_score, weights * slope, biases * slope),
-            (module.head.bbox_pred, *_regressors(images, module.num_classes)),
+            (module.head.bbox_pred, *regressors),
         ):
             layer.weight.copy_(torch.from_numpy(weight))
             layer.bias.copy_(torch.from_numpy(bias))
@@ -95,7 +96,7 @@ def svms_into(path: Path, data: Any, seed: int, progress: Progress) -> ProposalN
 
 
 def _svms(
-    images: Sequence[_Regions], classes: int, rng: np.random.Generator, seed: int
+    images: Sequence[Regions], classes: int, rng: np.random.Generator, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Weights [K+1, features] and biases [K+1] of one SVM (squared hinge) for each class, zero of the background."""
     from sklearn.svm import LinearSVC
@@ -103,8 +104,10 @@ def _svms(
     scale = _NORM / max(float(np.mean([np.linalg.norm(row) for image in images for row in image.fc7])), 1e-9)
     weights, biases = np.zeros((classes, images[0].fc7.shape[1])), np.zeros(classes)
     for label in range(1, classes):
-        positive = np.concatenate([image.fc7[: len(image.labels)][image.labels == label] for image in images]) * scale
-        pool = np.concatenate([image.fc7[_far_from(image, label)] for image in images]) * scale
+        positive = _gathered([(image.fc7, np.flatnonzero(image.labels == label)) for image in images])
+        pool = _gathered([(image.fc7, np.flatnonzero(_far_from(image, label))) for image in images])
+        positive *= scale
+        pool *= scale
         if not len(positive) or not len(pool):
             what = "object of" if not len(positive) else "proposal far from"
             warnings.warn(f"no {what} class {label} in the training split: it will never be found", stacklevel=3)
@@ -119,7 +122,8 @@ def _svms(
                 class_weight={1: _POSITIVE_WEIGHT, 0: 1.0}, random_state=seed, max_iter=10_000,
             )  # fmt: skip
             svm.fit(np.concatenate([positive, pool[hard]]), np.arange(examples) < len(positive))
-            wrong = svm.decision_function(pool) > -1
+            parts = range(0, len(pool), _AT_ONCE)
+            wrong = np.concatenate([svm.decision_function(pool[i : i + _AT_ONCE]) > -1 for i in parts])
             if not (wrong & ~hard).any():
                 break
             hard |= wrong
@@ -127,63 +131,35 @@ def _svms(
     return weights, biases
 
 
-def _regressors(images: Sequence[_Regions], classes: int) -> tuple[np.ndarray, np.ndarray]:
+def _regressors(images: Sequence[Near], classes: int) -> tuple[np.ndarray, np.ndarray]:
     """Weights [4(K+1), features] and biases [4(K+1)]; zero, which leaves boxes as they are, where nothing was near."""
     from sklearn.linear_model import Ridge
 
-    pooled, labels, targets = (
-        np.concatenate([getattr(image, name) for image in images])
-        for name in ("near_pooled", "near_label", "near_target")
-    )
-    weights, biases = np.zeros((classes, 4, pooled.shape[1])), np.zeros((classes, 4))
+    weights, biases = np.zeros((classes, 4, images[0].pooled.shape[1])), np.zeros((classes, 4))
     for label in range(1, classes):
-        own = labels == label
-        if own.any():
-            ridge = Ridge(alpha=RIDGE).fit(pooled[own], targets[own])
+        own = [np.flatnonzero(image.labels == label) for image in images]
+        if any(map(len, own)):
+            pooled, targets = (
+                _gathered([(getattr(image, name), rows) for image, rows in zip(images, own, strict=True)])
+                for name in ("pooled", "targets")
+            )
+            ridge = Ridge(alpha=RIDGE).fit(pooled, targets)
             weights[label], biases[label] = ridge.coef_, ridge.intercept_
     return weights.reshape(4 * classes, -1), biases.reshape(-1)
 
 
-@torch.no_grad()
-def _regions_of(module: ProposalNet, sample: Any, most: int, rng: np.random.Generator) -> _Regions:
-    """Objects first, then proposals: those near an object, and some of the others."""
-    image = sample.image()
-    canvases, sizes, (placement,) = canvas_of(module).place([image])
-    wanted = ~sample.ignore
-    found = KeptProposals(proposals_of(module).search)(image)[: module.slots]
-    objects, others = (torch.from_numpy(placement.boxes_to_canvas(b)) for b in (sample.boxes[wanted], found))
-    overlap = box_iou(others, objects).max(1).values if len(objects) else others.new_zeros(len(others))
-    near, far = (
-        places[torch.from_numpy(rng.permutation(len(places))[:most])]
-        for places in (torch.where(overlap >= NEAR_IOU)[0], torch.where(overlap < NEAR_IOU)[0])
-    )
-    boxes = torch.cat([objects, others[near], others[far]])
-    x = normalised(module, torch.from_numpy(canvases), torch.from_numpy(sizes))
-    fc7, pooled = _features(module, module.features(x), boxes)
-    overlaps = box_iou(boxes, objects).numpy()
-    labels = sample.labels[wanted].astype(np.int64)
-    rows = np.arange(len(objects), len(objects) + len(near))
-    nearest = overlaps[rows].argmax(1) if len(objects) else rows[:0]
-    targets = module.heads.box_coder.encode([objects[nearest]], [boxes[rows]])[0] if len(rows) else boxes[:0]
-    return _Regions(fc7.numpy(), overlaps, labels, pooled[rows].numpy(), labels[nearest], targets.numpy())
+def _gathered(parts: Sequence[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+    """The given rows of each array, below one another; never twice in memory, as `np.concatenate` of parts has them."""
+    first = parts[0][0]
+    gathered = np.empty((sum(len(rows) for _, rows in parts), *first.shape[1:]), first.dtype)
+    start = 0
+    for values, rows in parts:
+        gathered[start : start + len(rows)] = values[rows]
+        start += len(rows)
+    return gathered
 
 
-def _features(module: ProposalNet, feature: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
-    """What SVMs and regressors read, of boxes [R, 4] of one image: float32 [R, …] each."""
-    step = module.rows_at_once or max(len(boxes), 1)
-    fc7, pooled = [], []
-    for part in boxes.split(step):
-        rows = module.pool(feature, part[None], torch.tensor([len(part)], dtype=torch.int32))[0]
-        flat = module.cells(rows).flatten(1)
-        pooled.append(flat)
-        fc7.append(module.head.hidden(flat))
-    if not fc7:
-        empty = feature.new_zeros(0, module.head.bbox_pred.in_features)
-        return feature.new_zeros(0, module.head.cls_score.in_features), empty
-    return torch.cat(fc7), torch.cat(pooled)
-
-
-def _far_from(image: _Regions, label: int) -> np.ndarray:
+def _far_from(image: Regions, label: int) -> np.ndarray:
     """bool [R]: proposals (no objects) that hardly touch an object of this class."""
     own = image.overlap[:, image.labels == label]
     far = own.max(1, initial=0.0) < NEGATIVE_IOU
@@ -191,7 +167,7 @@ def _far_from(image: _Regions, label: int) -> np.ndarray:
     return far
 
 
-def _slope(images: Sequence[_Regions], weights: np.ndarray, biases: np.ndarray) -> float:
+def _slope(images: Sequence[Regions], weights: np.ndarray, biases: np.ndarray) -> float:
     """By which margins are multiplied, so that a softmax over them and 0 says best what the regions are."""
     margins, labels = [], []
     for image in images:

@@ -34,7 +34,7 @@ from .models.proposal_net import usually_frozen
 from .models.torchvision_models import BACKBONE_OF
 from .options import TrainError, TrainOptions
 from .run_folder import RunFolder
-from .svms import svms_into
+from .svms import svms_into, without_regressors
 from .tasks import TASKS, Task
 from .torch_runner import torch_predictor
 from .transfer import groups_of, optimizer_for, schedule_for
@@ -99,7 +99,7 @@ def train(
             report({"note": note})
     if start is not None:
         load_weights(module, start.state_dict, str(options.start))
-    held = frozen_modules(module, _frozen(module, options))
+    held = frozen_modules(module, [*_frozen(module, options), *without_regressors(module)])
     if options.balance:
         weights = torch.from_numpy(median_frequency_weights(training_data))
         module.register_buffer("class_weights", weights, persistent=False)

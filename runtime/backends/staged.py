@@ -180,8 +180,8 @@ class StagedRunner:
         with self._lock:
             if self._closed:
                 raise BackendError(f"{self.name}: this predictor is closed; load the bundle again")
-            worker = self._idle.pop() if self._idle else None
-        worker = worker or _Worker({name: stage.session() for name, stage in self._stages.items()})
+            worker, stages = self._idle.pop() if self._idle else None, self._stages  # close() leaves none of them
+        worker = worker or _Worker({name: stage.session() for name, stage in stages.items()})
         yield worker  # one that an error has passed through is not used again
         with self._lock:
             if not self._closed:

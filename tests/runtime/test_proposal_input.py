@@ -100,6 +100,12 @@ def test_as_many_proposals_as_photos(predict: Predictor, count: int) -> None:
         predict.batch([PHOTO] * 2, [[[1, 1, 9, 9]]] * count)
 
 
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_what_is_prepared_has_proposals_for_each_photo(predict: Predictor, count: int) -> None:
+    with pytest.raises(rt.ProposalError, match=f"for each of 2 photos, found {count}"):
+        predict.prepare([PHOTO] * 2, [[[1, 1, 9, 9]]] * count)
+
+
 def test_a_net_that_finds_its_own_takes_none() -> None:
     own = Predictor(Echo(), CANVAS, ("__background__", "thing"), {"score": 0.05})
     with pytest.raises(rt.ProposalError, match="finds its proposals itself"):

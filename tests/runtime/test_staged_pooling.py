@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 from regionrt.runtime.backends import staged_buckets
 from regionrt.runtime.backends.staged import StagedRunner
 from regionrt.runtime.bundle import Artifact, Manifest
+from regionrt.runtime.errors import BackendError
 
 ATTRIBUTES = {
     "RegionRoiAlign": {
@@ -139,3 +141,23 @@ def test_rows_of_all_images_reach_the_next_stage(op, channels_last):
     if channels_last:
         wanted = wanted.transpose(0, 1, 3, 4, 2)
     np.testing.assert_allclose(found, wanted.reshape(3, SLOTS, -1), atol=1e-5, rtol=0)
+
+
+def test_a_runner_that_is_closed_as_a_request_begins_answers_that_one_and_no_other():
+    opened = runner("RegionPyramidPool", False)
+
+    class ClosedBehind:
+        """The lock, when another thread closes the runner as soon as it is free."""
+
+        def __enter__(self) -> None:
+            pass
+
+        def __exit__(self, *_: object) -> None:
+            opened._lock = threading.Lock()
+            opened.close()
+
+    opened._lock = ClosedBehind()
+    request = np.zeros((3, 4, 4, 3), np.uint8), np.zeros((3, 2), np.int32)
+    np.testing.assert_allclose(opened.run(*request)["masks"], expected("RegionPyramidPool"), atol=1e-5, rtol=0)
+    with pytest.raises(BackendError, match="this predictor is closed"):
+        opened.run(*request)

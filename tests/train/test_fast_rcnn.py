@@ -12,6 +12,7 @@ from tiny_proposal_nets import LABELS, TINY, boxes_in, instead_of_searching, tin
 from regionrt.plugins.pyramid_pool import torch_op as pyramid_pool
 from regionrt.plugins.roi_align import torch_op as roi_align
 from regionrt.plugins.roi_pool import torch_op as roi_pool
+from regionrt.train.initial import frozen_modules
 from regionrt.train.models import ModelError, build_model
 from regionrt.train.models.proposal_losses import _sampled, losses
 from regionrt.train.models.proposal_net import ProposalConfig, eager
@@ -134,6 +135,17 @@ def test_without_objects_all_are_background_and_without_anything_nothing_is_lear
     found = losses(module, *canvases([(60, 90)], 64, 96), [{**none, "proposals": torch.zeros(0, 4)}])
     assert {name: float(value) for name, value in found.items()} == {"loss_class": 0, "loss_box": 0}
     sum(found.values()).backward()
+
+
+@pytest.mark.parametrize(("name", "frozen"), [("rcnn", "head.fc6"), ("sppnet", "backbone"), ("fast_rcnn", "backbone")])
+def test_a_batch_without_regions_passes_whatever_learns(name, frozen):
+    module = (tiny(name, crop=64, context=4) if name == "rcnn" else tiny(name)).train()
+    frozen_modules(module, [frozen])
+    none = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.long), "proposals": torch.zeros(0, 4)}
+    sum(losses(module, *canvases([(60, 90)], 64, 96), [none]).values()).backward()
+    for parameter in module.parameters():
+        assert (parameter.grad is not None) == parameter.requires_grad
+        assert parameter.grad is None or not parameter.grad.any()
 
 
 def test_losses_are_those_of_the_paper():

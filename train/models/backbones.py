@@ -29,6 +29,7 @@ class Backbone:
     source: str  # prefix of its layers' keys in the classifier's state_dict
     description: str
     frozen: tuple[str, ...] = ()  # layers that Fast R-CNN does not fine-tune where --init brought them
+    last_pooling: tuple[int, int] = (3, 2)  # behind its map in R-CNN, kernel and stride: its pool5, or else AlexNet's
 
 
 def build_backbone(config: RegionConfig) -> nn.Module:
@@ -133,6 +134,7 @@ BACKBONES = {
         "features.",
         "one map, stride 16, no norm",
         ("backbone.body.0", "backbone.body.2", "backbone.body.5", "backbone.body.7"),  # conv1 and conv2
+        last_pooling=(2, 2),
     ),
     "alexnet": Backbone(_alexnet, 1, 16, _OF_ONE_MAP, "features.", "one map, stride 16, no norm", ("backbone.body.0",)),
     "mobilenet_v3_large": Backbone(

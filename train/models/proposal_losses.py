@@ -31,7 +31,8 @@ def losses(
     real = torch.arange(most, device=x.device) < torch.tensor(counts, device=x.device)[:, None]
     alone = module.config.classifier == "svm"
     if not real.any():
-        zero = pooled.sum() * 0
+        # Of what learns, as crops and maps of a frozen backbone have no gradients; DDP misses any that gets none.
+        zero = sum((p.sum() for p in module.parameters() if p.requires_grad), pooled.sum()) * 0
         return {"loss_class": zero} if alone else {"loss_class": zero, "loss_box": zero}
     logits, deltas = (value.float() for value in module.classify(pooled[real]))
     labels = torch.cat([labels for _, labels, _ in sampled])

@@ -180,7 +180,11 @@ def proposals_of(module: ProposalNet) -> ProposalInput:
 
 def usually_frozen(module: nn.Module) -> tuple[str, ...]:
     """Names of the layers that are not fine-tuned (arXiv:1504.08083, section 4.5): of VGG16 conv1 and conv2, of smaller
-    backbones what comes first. Of other nets none."""
+    backbones what comes first. Of other nets none.
+
+    A choice for R-CNN and SPPnet, for small data: the one fine-tunes all layers in its paper (arXiv:1311.2524, section
+    2.3), the other the fully connected ones alone (arXiv:1406.4729, section 4.1).
+    """
     return BACKBONES[module.config.backbone].frozen if isinstance(module, ProposalNet) else ()
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from regionrt.plugins.warp.reference import check
 from regionrt.plugins.warp.torch_op import warp
 
+from .backbones import BACKBONES
 from .errors import ModelError
 from .proposal_net import FullyConnected, ProposalConfig, ProposalNet, one_map
 
@@ -45,15 +46,17 @@ class Rcnn(ProposalNet):
         if config.scales != (1.0,):
             raise ModelError(f"scales {list(config.scales)}: R-CNN cuts regions from the photo, which has one scale")
         backbone, stride = one_map(config)
-        last_pooling = nn.MaxPool2d(3, 2)  # AlexNet's own, which its backbone for detection leaves out
+        kernel, step = BACKBONES[config.backbone].last_pooling  # which backbones for detection leave out
         with torch.no_grad():
             side = backbone.eval()(torch.zeros(1, 3, config.crop, config.crop)).shape[-1]
-        if side < 3:
-            raise ModelError(f"crop {config.crop}: leaves a map of {side} cells a side, give {3 * stride} px or more")
-        inputs = int(backbone.out_channels) * ((side - 3) // 2 + 1) ** 2  # type: ignore[arg-type]
+        if side < kernel:
+            raise ModelError(
+                f"crop {config.crop}: leaves a map of {side} cells a side, give {kernel * stride} px or more"
+            )
+        inputs = int(backbone.out_channels) * ((side - kernel) // step + 1) ** 2  # type: ignore[arg-type]
         super().__init__(config, labels, stride, FullyConnected(inputs, config, len(labels)))
         self.backbone = backbone
-        self.last_pooling = last_pooling
+        self.last_pooling = nn.MaxPool2d(kernel, step)
 
     def features(self, x: Tensor) -> Tensor:
         return x
