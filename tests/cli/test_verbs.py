@@ -216,6 +216,17 @@ def test_version(capfd: pytest.CaptureFixture[str]) -> None:
     assert capfd.readouterr().out.strip() == regionrt.__version__
 
 
+def test_help_lists_every_verb(capfd: pytest.CaptureFixture[str]) -> None:
+    from regionrt.cli import main  # noqa: F401  (importing it registers the verbs)
+    from regionrt.cli.app import VERBS, app
+
+    names = [command.name or getattr(command.callback, "__name__", "") for command in app.registered_commands]
+    assert sorted(VERBS) == sorted(names)
+    assert run(["--help"]) == 0
+    shown = capfd.readouterr().out
+    assert all(f" {name} " in shown for name in VERBS)
+
+
 def test_models_are_listed(capfd: pytest.CaptureFixture[str]) -> None:
     assert run(["models", "--json"]) == 0
     assert {"faster_rcnn", "mask_rcnn", "torchvision/maskrcnn_resnet50_fpn"} <= set(json.loads(capfd.readouterr().out))
