@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
@@ -26,7 +27,7 @@ def print_json(data: Any) -> None:
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], to: Console = out) -> None:
-    """Print a table; columns whose cells are all numbers are set flush right.
+    """Print a table; columns whose cells are all numbers are set flush right. Cells are plain text, not Rich's markup.
 
     The title is a line of its own, so that a narrow table does not break it, nor the path in it.
     """
@@ -34,9 +35,9 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], to:
     shown = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for index, column in enumerate(columns):
         numeric = bool(rows) and all(row[index].lstrip("+-−").rstrip("%×").replace(".", "").isdigit() for row in rows)
-        shown.add_column(column, justify="right" if numeric else "left", overflow="fold", no_wrap=index == 0)
+        shown.add_column(Text(column), justify="right" if numeric else "left", overflow="fold", no_wrap=index == 0)
     for row in rows:
-        shown.add_row(*row)
+        shown.add_row(*map(Text, row))
     to.print(shown)
 
 
@@ -44,8 +45,8 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], to:
 def counting(what: str) -> Iterator[Callable[[int, int], None]]:
     """A bar for `callback(done, total)`."""
     with Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=err,
-        transient=True,
+        TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+        console=err, transient=True,
     ) as bar:  # fmt: skip
         task = bar.add_task(what, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
@@ -55,7 +56,7 @@ def counting(what: str) -> Iterator[Callable[[int, int], None]]:
 def steps(what: str) -> Iterator[Callable[[str, float], None]]:
     """A bar for `callback(text, share done)`."""
     with Progress(
-        TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), console=err, transient=True
+        TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn(), console=err, transient=True
     ) as bar:
         task = bar.add_task(what, total=1.0)
 
