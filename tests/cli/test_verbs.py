@@ -173,6 +173,11 @@ def test_errors_are_one_line(
         ["compress", "a.pt", "--out", "b.pt", "--rank", "fc6=3", "--energy", "0.9"],
         ["export", "a.pt", "--out", "b", "--size", "480"],
         ["build", "b", "--target", "toaster"],
+        *(
+            ["verify", "b", "--checkpoint", "c", "--data", "d", "--batch", sizes]
+            for sizes in ("1,x", "0,4", "-1", "²", ",")
+        ),
+        ["verify", "b", "--checkpoint", "c", "--data", "d", "--images", "0"],
     ],
 )
 def test_wrong_use_is_2(arguments: list[str], capfd: pytest.CaptureFixture[str]) -> None:
