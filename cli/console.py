@@ -1,6 +1,7 @@
 """How the command line speaks: results on standard output, progress and errors on standard error, one line each."""
 
 import json
+import math
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,8 +23,16 @@ def say(text: str) -> None:
 
 
 def print_json(data: Any) -> None:
-    """The result for programs: JSON and nothing else on standard output."""
-    sys.stdout.write(json.dumps(data, indent=2) + "\n")
+    """The result for programs: JSON and nothing else on standard output. NaN and infinities become null."""
+    sys.stdout.write(json.dumps(_finite(data), indent=2, allow_nan=False) + "\n")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], to: Console = out) -> None:
@@ -82,4 +91,9 @@ def plain_warnings() -> Iterator[None]:
 
 def metrics_rows(metrics: Mapping[str, float]) -> list[list[str]]:
     """Shares 0..1 as points of 100; a figure without objects to judge is a dash."""
-    return [[name, f"{100 * value:.2f}" if value == value else "—"] for name, value in metrics.items()]
+    return [[name, points(value, 2)] for name, value in metrics.items()]
+
+
+def points(share: float, digits: int = 1) -> str:
+    """A share 0..1 as points of 100; a dash where nothing could be judged (NaN)."""
+    return f"{100 * share:.{digits}f}" if share == share else "—"
