@@ -17,7 +17,7 @@ from regionrt.export.verify import verify
 from regionrt.runtime.atomic import replace_folder
 from regionrt.runtime.build import TARGETS, BuildOptions, build_engines
 from regionrt.runtime.bundle import Manifest, is_bundle
-from regionrt.runtime.errors import RegionRTError
+from regionrt.runtime.errors import OptionError, RegionRTError
 from regionrt.train.checkpoint import Checkpoint, module_from_checkpoint
 from regionrt.train.models import MODELS
 from regionrt.train.tasks import TASKS, Task
@@ -45,9 +45,9 @@ class DeployOptions:
 
     def __post_init__(self) -> None:
         if not self.max_drop >= 0:
-            raise ValueError(f"max_drop: points ≥ 0 expected, {self.max_drop} given")
+            raise OptionError(f"max_drop: points ≥ 0 expected, {self.max_drop} given")
         if self.verify_images < 1:
-            raise ValueError(f"verify_images: at least 1 expected, {self.verify_images} given")
+            raise OptionError(f"verify_images: at least 1 expected, {self.verify_images} given")
 
 
 def deploy(
