@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+
+from regionrt.runtime.errors import OptionError
 
 
 @dataclass(frozen=True)
 class BenchOptions:
-    """How to measure. `ValueError` for what makes no sense.
+    """How to measure. `OptionError` for what makes no sense.
 
     split: of the data. classes: of the data these only, None: all. threads: CPU threads of every candidate, None: one
     per usable core.
@@ -53,11 +56,14 @@ class BenchOptions:
             "seed": 0,
         }
         for name, value in least.items():
-            if getattr(self, name) < value:
-                raise ValueError(f"{name}: at least {value} expected, {getattr(self, name)} given")
+            if not value <= getattr(self, name) < math.inf:
+                raise OptionError(f"{name}: at least {value} expected, {getattr(self, name)} given")
+        for name in ("threads", "max_images"):
+            if (given := getattr(self, name)) is not None and given < 1:
+                raise OptionError(f"{name}: at least 1 expected, {given} given")
         if self.resamples < 500:
-            raise ValueError(f"resamples: at least 500 expected, {self.resamples} given")
+            raise OptionError(f"resamples: at least 500 expected, {self.resamples} given")
         if not 0 <= self.score <= 1:
-            raise ValueError(f"score: 0…1 expected, {self.score} given")
-        if self.max_drop is not None and self.max_drop < 0:
-            raise ValueError(f"max_drop: points ≥ 0 expected, {self.max_drop} given")
+            raise OptionError(f"score: 0…1 expected, {self.score} given")
+        if self.max_drop is not None and not self.max_drop >= 0:
+            raise OptionError(f"max_drop: points ≥ 0 expected, {self.max_drop} given")

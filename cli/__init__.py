@@ -17,19 +17,21 @@ def run(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: list[str]) -> int:
-    verb = arguments[0] if arguments else ""
+    """`--debug` may stand anywhere: infer and build read it themselves, as where the extra `cli` is missing."""
+    debug = ["--debug"] if "--debug" in arguments else []
+    verb, *rest = [argument for argument in arguments if argument != "--debug"] or [""]
     if verb == "infer":
         from regionrt.runtime.infer import main as infer
 
-        return infer(arguments[1:])
+        return infer([*debug, *rest])
     if verb == "build":
         from regionrt.runtime.build_command import main as build
 
-        return build(arguments[1:])
+        return build([*debug, *rest])
     if verb == "doctor":
         from .doctor import main as doctor
 
-        return doctor(arguments[1:])
+        return doctor(rest)
     if find_spec("typer") is None or find_spec("rich") is None:
         print(
             "regionrt: this installation has the verbs infer, build and doctor; "

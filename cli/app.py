@@ -15,7 +15,7 @@ from . import console
 
 VERBS = (  # in the order of the road, for --help
     "doctor", "models", "demo", "proposals", "train", "eval", "compress", "export", "build", "verify", "infer",
-    "bench", "tune", "deploy",
+    "classify", "bench", "tune", "deploy",
 )  # fmt: skip
 
 

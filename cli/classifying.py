@@ -54,7 +54,7 @@ def classify(
                 "views": "class of the main object, ten views",
                 "localisation": "class and box of the first detection",
             }
-            rows = [[text, f"{100 * answer['data'][name]:.1f}"] for name, text in names.items()]
+            rows = [[text, console.points(answer["data"][name])] for name, text in names.items()]
             console.table(f"{data}, {split}, {answer['data']['images']} images", ["right", "%"], rows)
     if as_json:
         console.print_json(answer)

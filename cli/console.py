@@ -1,6 +1,7 @@
 """How the command line speaks: results on standard output, progress and errors on standard error, one line each."""
 
 import json
+import math
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -10,6 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
@@ -21,12 +23,20 @@ def say(text: str) -> None:
 
 
 def print_json(data: Any) -> None:
-    """The result for programs: JSON and nothing else on standard output."""
-    sys.stdout.write(json.dumps(data, indent=2) + "\n")
+    """The result for programs: JSON and nothing else on standard output. NaN and infinities become null."""
+    sys.stdout.write(json.dumps(_finite(data), indent=2, allow_nan=False) + "\n")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], to: Console = out) -> None:
-    """Print a table; columns whose cells are all numbers are set flush right.
+    """Print a table; columns whose cells are all numbers are set flush right. Cells are plain text, not Rich's markup.
 
     The title is a line of its own, so that a narrow table does not break it, nor the path in it.
     """
@@ -34,9 +44,9 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], to:
     shown = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for index, column in enumerate(columns):
         numeric = bool(rows) and all(row[index].lstrip("+-−").rstrip("%×").replace(".", "").isdigit() for row in rows)
-        shown.add_column(column, justify="right" if numeric else "left", overflow="fold", no_wrap=index == 0)
+        shown.add_column(Text(column), justify="right" if numeric else "left", overflow="fold", no_wrap=index == 0)
     for row in rows:
-        shown.add_row(*row)
+        shown.add_row(*map(Text, row))
     to.print(shown)
 
 
@@ -44,8 +54,8 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], to:
 def counting(what: str) -> Iterator[Callable[[int, int], None]]:
     """A bar for `callback(done, total)`."""
     with Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=err,
-        transient=True,
+        TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+        console=err, transient=True,
     ) as bar:  # fmt: skip
         task = bar.add_task(what, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
@@ -55,7 +65,7 @@ def counting(what: str) -> Iterator[Callable[[int, int], None]]:
 def steps(what: str) -> Iterator[Callable[[str, float], None]]:
     """A bar for `callback(text, share done)`."""
     with Progress(
-        TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), console=err, transient=True
+        TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn(), console=err, transient=True
     ) as bar:
         task = bar.add_task(what, total=1.0)
 
@@ -81,4 +91,9 @@ def plain_warnings() -> Iterator[None]:
 
 def metrics_rows(metrics: Mapping[str, float]) -> list[list[str]]:
     """Shares 0..1 as points of 100; a figure without objects to judge is a dash."""
-    return [[name, f"{100 * value:.2f}" if value == value else "—"] for name, value in metrics.items()]
+    return [[name, points(value, 2)] for name, value in metrics.items()]
+
+
+def points(share: float, digits: int = 1) -> str:
+    """A share 0..1 as points of 100; a dash where nothing could be judged (NaN)."""
+    return f"{100 * share:.{digits}f}" if share == share else "—"

@@ -17,7 +17,7 @@ from regionrt.export.verify import verify
 from regionrt.runtime.atomic import replace_folder
 from regionrt.runtime.build import TARGETS, BuildOptions, build_engines
 from regionrt.runtime.bundle import Manifest, is_bundle
-from regionrt.runtime.errors import RegionRTError
+from regionrt.runtime.errors import OptionError, RegionRTError
 from regionrt.train.checkpoint import Checkpoint, module_from_checkpoint
 from regionrt.train.models import MODELS
 from regionrt.train.tasks import TASKS, Task
@@ -45,9 +45,9 @@ class DeployOptions:
 
     def __post_init__(self) -> None:
         if not self.max_drop >= 0:
-            raise ValueError(f"max_drop: points ≥ 0 expected, {self.max_drop} given")
+            raise OptionError(f"max_drop: points ≥ 0 expected, {self.max_drop} given")
         if self.verify_images < 1:
-            raise ValueError(f"verify_images: at least 1 expected, {self.verify_images} given")
+            raise OptionError(f"verify_images: at least 1 expected, {self.verify_images} given")
 
 
 def deploy(
@@ -67,8 +67,8 @@ def deploy(
     eager PyTorch. compress: what is done to the checkpoint before export. photos: to calibrate on. In int8 layers go
     back to fp32, the most sensitive first, until the drop holds on `options.search_split`.
 
-    Raises ContractError, naming the figures and the stage where PyTorch and the artefact first part; and what the steps
-    raise. Returns the report, which also lies in the bundle.
+    Raises ContractError, naming the figures and the stage where PyTorch and the artefact first part, or why nothing
+    could be judged; and what the steps raise. Returns the report, which also lies in the bundle.
     """
     tell = progress or (lambda text, done: None)
     with replace_folder(out, is_bundle) as final, tempfile.TemporaryDirectory() as scratch:
@@ -102,6 +102,8 @@ def deploy(
             commands=commands or None,
             progress=_part(tell, "bench"),
         )
+        if unjudged := _unjudged(report, task, options.bench.split):
+            raise ContractError(f"{unjudged}; nothing was written to {out}")
         broken = _broken_contract(report, task, options.max_drop)
         if broken:
             apart = verify(bundle, module_from_checkpoint(checkpoint), images[:_EXPLAIN_IMAGES], batches=(1,))
@@ -128,6 +130,29 @@ def _targets_here(export: ExportOptions) -> tuple[str, ...]:
     whole = {"portable", "plugin"} & set(export.forms)
     buildable = whole and find_spec(TARGETS["tensorrt-rtx"].module) is not None
     return ("tensorrt-rtx",) if buildable else ()
+
+
+def _unjudged(report: Report, task: Task, split: str) -> str | None:
+    """Why `max_drop` was not judged, as a sentence; None if it was, by every metric that the data has objects for.
+
+    Artefacts that do not run here go unjudged (an engine built ahead of time); one at least has to run.
+    """
+    baseline = report.candidate(report.baseline)
+    figures = baseline.accuracy.metrics if baseline and baseline.accuracy else {}
+    wanted = [metric for metric in task.contract if figures.get(metric) is not None]
+    if not wanted:
+        return f"the {split} split has no objects to judge the accuracy by: give another with --split"
+    judged = [(row.name, row.accuracy) for row in report.candidates if row.kind == "bundle" and row.accuracy]
+    if not judged:
+        why = "; ".join(f"{row.name}: {row.reason}" for row in report.candidates if row.kind == "bundle")
+        return (
+            f"no artefact runs here, so that none could be judged ({why}): deploy on the device, or there `export`, "
+            "`build`, and `bench --data`"
+        )
+    for name, accuracy in judged:
+        if missing := [m for m in wanted if m not in {found.metric for found in accuracy.differences}]:
+            return f"{name} has no figure for {', '.join(missing)} on {split}, which its PyTorch net has"
+    return None
 
 
 def _broken_contract(report: Report, task: Task, max_drop: float) -> str | None:

@@ -8,7 +8,7 @@ import typer
 from . import arguments, console, searching
 from .app import verb
 from .arguments import checkpoint_from, photos_from
-from .values import BACKGROUND, names_from, ranks_from, size_from
+from .values import BACKGROUND, names_from, numbers_from, ranks_from, size_from
 
 
 @verb()
@@ -219,13 +219,15 @@ def verify(
     from regionrt.train.models import MODELS
     from regionrt.train.tasks import TASKS
 
+    sizes = numbers_from(batch)
+    if min(sizes) < 1:
+        raise typer.BadParameter(f"--batch: expected sizes of at least 1 such as 1,4, found {batch!r}")
+    if images < 1:
+        raise typer.BadParameter(f"--images: expected at least 1, found {images}")
     source = checkpoint_from(checkpoint, model, labels)
     task = TASKS[MODELS[source.model].task]
     chosen = task.open_data(data, split, source.labels, names_from(classes))
     samples = [chosen[i] for i in range(min(images, len(chosen)))]
-    sizes = [int(n) for n in names_from(batch) or () if n.isdigit() and int(n) > 0]
-    if not sizes:
-        raise typer.BadParameter(f"--batch: expected sizes such as 1,4, found {batch!r}")
     with console.steps("verify") as tell:
         verdicts = run(
             bundle,

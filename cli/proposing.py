@@ -50,9 +50,9 @@ def proposals(
         f"{data}, {split}: {found.images} images, {found.boxes_per_image:.0f} boxes each, {computed} searched now"
     )
     rows = [
-        [name, str(found.objects[name]), *(f"{100 * shares[IOUS.index(iou)]:.1f}" for iou in shown)]
+        [name, str(found.objects[name]), *(console.points(shares[IOUS.index(iou)]) for iou in shown)]
         for name, shares in found.by_iou.items()
     ]
     console.table("recall by IoU, %", ["class", "objects", *map(str, shown)], rows)
-    curve = [[str(count), f"{100 * share:.1f}"] for count, share in found.by_count]
+    curve = [[str(count), console.points(share)] for count, share in found.by_count]
     console.table("at IoU 0.5", ["boxes", "recall"], curve)

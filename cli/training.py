@@ -98,7 +98,7 @@ def train(
         weight_decay=weight_decay, init=init, start=start, freeze=names_from(freeze) or (), resume=resume,
         size=size_from(size), sizes=sizes_from(sizes), precision=precision, early_stop=early_stop,
         evaluate_every=evaluate_every, scale=scales, colour=colour, flip=flip, workers=workers,
-        devices=int(devices) if devices.isdigit() else devices, strategy=strategy, accelerator=accelerator, seed=seed,
+        devices=int(devices) if devices.isdecimal() else devices, strategy=strategy, accelerator=accelerator, seed=seed,
         progress=sys.stderr.isatty(),
     )  # fmt: skip
     config = _settings(option or [])

@@ -12,7 +12,7 @@ def size_from(text: str | None) -> tuple[int, int] | None:
     if text is None:
         return None
     height, _, width = text.partition("x")
-    if not (height.isdigit() and width.isdigit()):
+    if not (height.isdecimal() and width.isdecimal()):
         raise typer.BadParameter(f"expected HEIGHTxWIDTH in pixels, such as 480x640, found {text!r}")
     return int(height), int(width)
 
@@ -27,7 +27,7 @@ def ranks_from(text: str) -> dict[str, int]:
     ranks: dict[str, int] = {}
     for part in text.split(","):
         name, _, rank = (p.strip() for p in part.partition("="))
-        if not name or not rank.isdigit() or name in ranks:
+        if not name or not rank.isdecimal() or name in ranks:
             raise typer.BadParameter(f"expected layers and ranks such as fc6=1024,fc7=256, found {part!r}")
         ranks[name] = int(rank)
     return ranks
@@ -36,7 +36,7 @@ def ranks_from(text: str) -> dict[str, int]:
 def numbers_from(text: str) -> tuple[int, ...]:
     """`300,100` → whole numbers."""
     parts = [part.strip() for part in text.split(",") if part.strip()]
-    if not parts or not all(part.isdigit() for part in parts):
+    if not parts or not all(part.isdecimal() for part in parts):
         raise typer.BadParameter(f"expected whole numbers such as 300,100, found {text!r}")
     return tuple(map(int, parts))
 

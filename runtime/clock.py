@@ -19,6 +19,7 @@ and `kept`, for who wants another rule.
 from __future__ import annotations
 
 import gc
+import math
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -28,6 +29,7 @@ from typing import Any
 
 import numpy as np
 
+from .errors import OptionError
 from .machine import describe_machine, peak_rss_bytes
 
 WAIT_SHARE = 0.05
@@ -51,10 +53,11 @@ class TimingOptions:
     least_rounds: int = 10
 
     def __post_init__(self) -> None:
-        if self.warmup_rounds < 0 or self.warmup_seconds < 0 or self.seconds < 0 or self.least_rounds < 1:
-            raise ValueError(f"timing options: expected times ≥ 0 and least_rounds ≥ 1, got {self}")
+        times = (self.warmup_seconds, self.seconds)
+        if self.warmup_rounds < 0 or self.least_rounds < 1 or not all(0 <= time < math.inf for time in times):
+            raise OptionError(f"timing options: expected times ≥ 0 and least_rounds ≥ 1, got {self}")
         if self.rounds is not None and self.rounds < 1:
-            raise ValueError(f"rounds: expected at least 1, got {self.rounds}")
+            raise OptionError(f"rounds: expected at least 1, got {self.rounds}")
 
 
 @dataclass(frozen=True)

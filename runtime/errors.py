@@ -5,6 +5,10 @@ class RegionRTError(Exception):
     """Base of every error whose message is meant for the user; the command line prints it as one line."""
 
 
+class OptionError(RegionRTError, ValueError):
+    """An option that makes no sense: a number out of its range, a name that there is none of."""
+
+
 class BundleError(RegionRTError):
     """A bundle that cannot be read or trusted: missing, changed, truncated, of a newer schema, leaving its folder."""
 

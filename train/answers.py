@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from regionrt.runtime.errors import OptionError
+
 from .data.errors import DataError
 from .data.proposals import kept_for
 from .models import BACKGROUND
@@ -17,7 +19,7 @@ def answers(
 
     max_images: only the first ones. progress: called with (images done, images in all), first with 0. Nets that take
     proposals are given those that are kept in the user's cache, or that are searched for now. Raises DataError where
-    net and data have different labels; ValueError for a `max_images` below 1.
+    net and data have different labels; OptionError for a `max_images` below 1.
     """
     if tuple(predict.labels) != tuple(data.labels):
         raise DataError(
@@ -25,7 +27,7 @@ def answers(
             "open the data with the net's labels"
         )
     if max_images is not None and max_images < 1:
-        raise ValueError(f"max_images: expected at least 1, found {max_images}")
+        raise OptionError(f"max_images: expected at least 1, found {max_images}")
     tell = progress or (lambda done, total: None)
     total = len(data) if max_images is None else min(max_images, len(data))
     tell(0, total)

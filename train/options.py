@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -61,11 +62,15 @@ class TrainOptions:
             if getattr(self, name) < 1:
                 raise TrainError(f"{name} {getattr(self, name)}: give 1 or more")
         for name in ("workers", "early_stop", "evaluate_every", "grad_clip", "weight_decay", "seed"):
-            if getattr(self, name) < 0:
+            if not 0 <= getattr(self, name) < math.inf:
                 raise TrainError(f"{name} {getattr(self, name)}: give 0 or more")
-        if not self.lr > 0:
+        if self.seed >= 2**32:
+            raise TrainError(f"seed {self.seed}: give a number below 2³²")
+        if isinstance(self.devices, int) and self.devices < 1:
+            raise TrainError(f"devices {self.devices}: give 1 or more, or auto")
+        if not 0 < self.lr < math.inf:
             raise TrainError(f"lr {self.lr}: give a number above 0")
-        if self.backbone_lr is not None and not self.backbone_lr > 0:
+        if self.backbone_lr is not None and not 0 < self.backbone_lr < math.inf:
             raise TrainError(f"backbone_lr {self.backbone_lr}: give a number above 0, or freeze the backbone")
         if not 0 <= self.momentum < 1 or not 0 < self.warmup < 1:
             raise TrainError(f"momentum {self.momentum} and warmup {self.warmup}: give shares between 0 and 1")

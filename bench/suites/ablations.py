@@ -230,11 +230,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", default="0", help="each variant is trained once from each")
     parser.add_argument("--threads", type=int)
     given = parser.parse_args(arguments)
-    options = replace(
-        default, rows=tuple(given.rows.split(",")), data=given.data, weights=given.weights, epochs=given.epochs,
-        batch=given.batch, lr=given.lr, seeds=tuple(int(seed) for seed in given.seeds.split(",")),
-        threads=given.threads,
-    )  # fmt: skip
+    try:
+        options = replace(
+            default, rows=tuple(given.rows.split(",")), data=given.data, weights=given.weights, epochs=given.epochs,
+            batch=given.batch, lr=given.lr, seeds=tuple(int(seed) for seed in given.seeds.split(",")),
+            threads=given.threads,
+        )  # fmt: skip
+    except ValueError as error:
+        parser.error(str(error))
     report = run_ablations(options, given.out, progress=lambda text: print(text, file=sys.stderr, flush=True))
     write(report, given.out)
     print(report.to_markdown())

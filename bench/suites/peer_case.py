@@ -81,8 +81,14 @@ class CaseOptions:
     def __post_init__(self) -> None:
         if unknown := sorted(set(self.rows) - set(NAMES)):
             raise ValueError(f"rows {', '.join(unknown)}: choose of {', '.join(NAMES)}")
-        if self.threads < 1 or self.seconds < 0 or self.least_rounds < 1 or self.profile_rounds < 0:
-            raise ValueError(f"expected threads and least_rounds ≥ 1, seconds and profile_rounds ≥ 0, got {self}")
+        if (
+            self.threads < 1
+            or self.least_rounds < 1
+            or not all(value >= 0 for value in (self.seconds, self.compile_seconds, self.profile_rounds))
+        ):
+            raise ValueError(
+                f"expected threads and least_rounds ≥ 1, seconds, compile_seconds and profile_rounds ≥ 0, got {self}"
+            )
 
 
 @dataclass

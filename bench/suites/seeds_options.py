@@ -77,7 +77,7 @@ class CaseOptions:
         for name in ("crop_batches", "training_batches"):
             if not getattr(self, name) or min(getattr(self, name)) < 1:
                 raise ValueError(f"{name} {getattr(self, name)}: expected numbers of at least 1")
-        if self.seconds < 0 or self.whole_seconds < 0 or self.profile_rounds < 0:
+        if not all(value >= 0 for value in (self.seconds, self.whole_seconds, self.profile_rounds)):
             raise ValueError("seconds, whole_seconds, profile_rounds: expected 0 or more")
 
     @property

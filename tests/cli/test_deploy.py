@@ -1,6 +1,7 @@
 """deploy: the whole road, and the contract that decides whether anything is written."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,11 +9,12 @@ import pytest
 import torch
 
 from regionrt.bench.report import BenchOptions
-from regionrt.cli.deploy import ContractError, DeployOptions, deploy
+from regionrt.cli.deploy import ContractError, DeployOptions, _unjudged, deploy
 from regionrt.runtime import load
 from regionrt.runtime.bundle import Manifest
 from regionrt.train.checkpoint import Checkpoint, read_checkpoint
 from regionrt.train.data import open_data
+from regionrt.train.tasks import TASKS
 
 QUICK = DeployOptions(
     max_drop=0.5,
@@ -42,6 +44,33 @@ def test_writes_a_whole_bundle_when_the_contract_holds(checkpoint: Path, data: s
     with load(out) as predict:
         predict(open_data(data, "test")[0].image())
     assert [p.name for p in tmp_path.iterdir()] == ["bundle"]
+
+    def told(**changes: object) -> str:
+        """What is said of the same report where its bundle's rows have other figures."""
+        rows = [replace(row, **changes) if row.kind == "bundle" else row for row in report.candidates]  # type: ignore[arg-type]
+        return _unjudged(replace(report, candidates=tuple(rows)), TASKS["detection"], "test") or ""
+
+    assert told() == ""
+    assert "no artefact runs here" in told(accuracy=None, reason="no GPU")
+    assert "no GPU" in told(accuracy=None, reason="no GPU")
+    without = replace(baseline.accuracy, differences=())
+    assert "has no figure for AP on test" in told(accuracy=without)
+
+
+def test_nothing_is_written_that_could_not_be_judged(checkpoint: Path, data: str, tmp_path: Path) -> None:
+    """Of a crowd no object is counted, so that there is no accuracy to lose."""
+    crowds = tmp_path / "crowds"
+    shutil.copytree(data, crowds)
+    file = crowds / "annotations" / "instances_test.json"
+    content = json.loads(file.read_text())
+    content["images"] = content["images"][:2]
+    content["annotations"] = [one for one in content["annotations"] if one["image_id"] <= 2]
+    for one in content["annotations"]:
+        one["iscrowd"] = 1
+    file.write_text(json.dumps(content))
+    with pytest.raises(ContractError, match="no objects to judge the accuracy by: give another with --split"):
+        deploy(read_checkpoint(checkpoint), str(crowds), tmp_path / "bundle", QUICK)
+    assert not (tmp_path / "bundle").exists()
 
 
 def damaged(checkpoint: Checkpoint) -> Checkpoint:

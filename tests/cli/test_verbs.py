@@ -173,6 +173,11 @@ def test_errors_are_one_line(
         ["compress", "a.pt", "--out", "b.pt", "--rank", "fc6=3", "--energy", "0.9"],
         ["export", "a.pt", "--out", "b", "--size", "480"],
         ["build", "b", "--target", "toaster"],
+        *(
+            ["verify", "b", "--checkpoint", "c", "--data", "d", "--batch", sizes]
+            for sizes in ("1,x", "0,4", "-1", "²", ",")
+        ),
+        ["verify", "b", "--checkpoint", "c", "--data", "d", "--images", "0"],
     ],
 )
 def test_wrong_use_is_2(arguments: list[str], capfd: pytest.CaptureFixture[str]) -> None:
@@ -232,6 +237,17 @@ def test_version(capfd: pytest.CaptureFixture[str]) -> None:
 
     assert run(["--version"]) == 0
     assert capfd.readouterr().out.strip() == regionrt.__version__
+
+
+def test_help_lists_every_verb(capfd: pytest.CaptureFixture[str]) -> None:
+    from regionrt.cli import main  # noqa: F401  (importing it registers the verbs)
+    from regionrt.cli.app import VERBS, app
+
+    names = [command.name or getattr(command.callback, "__name__", "") for command in app.registered_commands]
+    assert sorted(VERBS) == sorted(names)
+    assert run(["--help"]) == 0
+    shown = capfd.readouterr().out
+    assert all(f" {name} " in shown for name in VERBS)
 
 
 def test_models_are_listed(capfd: pytest.CaptureFixture[str]) -> None:

@@ -117,7 +117,7 @@ def test_norm_eps_of_published_weights():
         ("torchvision/maskrcnn_resnet50_fpn", {"backbone": "x"}, LABELS, "unknown option 'backbone'.*min_size"),
         ("faster_rcnn", {"size": [100, 200]}, LABELS, "96x192 or 112x208"),
         ("torchvision/maskrcnn_resnet50_fpn", {"size": [100, 200]}, LABELS, "96x192 or 128x224"),
-        ("faster_rcnn", {"size": "big"}, LABELS, "wrong type|height and width"),
+        ("faster_rcnn", {"size": "big"}, LABELS, "give a list of whole numbers|height and width"),
         ("faster_rcnn", {"norm": "group"}, LABELS, '"batch" or "frozen"'),
         ("faster_rcnn", {"representation": 0}, LABELS, "representation 0"),
         ("faster_rcnn", {"score": 2}, LABELS, "score 2"),
@@ -132,7 +132,7 @@ def test_norm_eps_of_published_weights():
         ("faster_rcnn", {"svd": {"rpn.head.cls_logits": {"rank": 4, "kind": "spatial"}}}, LABELS, "only k×k"),
         ("faster_rcnn", {"svd": {"rpn.head.cls_logits": {"rank": 4, "kind": "tucker"}}}, LABELS, "expected a rank or"),
         ("faster_rcnn", {"svd": {"rpn.head.cls_logits": True}}, LABELS, "expected a rank or .* found True"),
-        ("faster_rcnn", {"svd": 4}, LABELS, "expected ranks by layer, found 4"),
+        ("faster_rcnn", {"svd": 4}, LABELS, "svd 4: give names and values"),
         ("faster_rcnn", {"svd": {"roi_heads.box_head.fc7": 4000}}, LABELS, "give 1..1024"),
     ],
 )

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
 from .errors import ModelError
 from .mask_heads import DEFAULT_LAYERS
+from .options import Options
 from .region_pool import POOLS
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -15,7 +16,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True)
-class RegionConfig:
+class RegionConfig(Options):
     """Sizes are (height, width) in canvas px. None means the value that fits the backbone or the canvas."""
 
     backbone: str = "squeezenet1_1"
@@ -75,25 +76,3 @@ class RegionConfig:
                 raise ModelError(f"{name} {getattr(self, name)}: give a number from 0 to 1")
         if self.mask_layers is not None and (not self.mask_layers or min(self.mask_layers) < 1):
             raise ModelError(f"mask_layers {list(self.mask_layers)}: give the width of at least one layer")
-
-    @classmethod
-    def from_json(cls, config: Mapping[str, Any]) -> RegionConfig:
-        """From a checkpoint's or the user's plain values; ModelError names keys that do not exist."""
-        known = {f.name for f in fields(cls)}
-        if unknown := sorted(set(config) - known):
-            raise ModelError(f"unknown option {', '.join(map(repr, unknown))}: known are {', '.join(sorted(known))}")
-        try:
-            return cls(**{k: _tuples(v) for k, v in config.items()})
-        except TypeError as error:
-            raise ModelError(f"model options of a wrong type: {error}") from error
-
-    def to_json(self) -> dict[str, Any]:
-        return {k: _lists(v) for k, v in asdict(self).items() if v is not None and v != {}}
-
-
-def _tuples(value: Any) -> Any:
-    return tuple(_tuples(v) for v in value) if isinstance(value, (list, tuple)) else value
-
-
-def _lists(value: Any) -> Any:
-    return [_lists(v) for v in value] if isinstance(value, (list, tuple)) else value

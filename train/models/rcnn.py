@@ -27,6 +27,7 @@ class RcnnConfig(ProposalConfig):
     context: int = 16
     background_iou: tuple[float, float] = (0.0, 0.5)
     classifier: str = "svm"
+    from_zero = "context"
 
     def __post_init__(self) -> None:
         super().__post_init__()
