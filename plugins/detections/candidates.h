@@ -21,6 +21,10 @@ static void softmax(const T* logits, int64_t classes, double* exponents, float* 
     for (int64_t k = 0; k < classes; ++k) probabilities[k] = probability_of(exponents[k + 1], sum);
 }
 
+struct EveryRow {
+    bool operator()(int64_t, int64_t) const { return true; }
+};
+
 // The probabilities [N, P, K] of all images, and how many of each image's pairs are above a threshold.
 class Probabilities {
   public:
@@ -29,9 +33,10 @@ class Probabilities {
 
     bool failed() const { return values_.failed() || above_.failed(); }
 
-    // Of logits [N, P, K+1]; of each image the first counts[n] rows, or all where `counts` is null. False without memory.
-    template <class T>
-    bool compute(const T* all_logits, const int32_t* counts, float threshold, int threads) {
+    // Of logits [N, P, K+1]; of each image the first counts[n] rows, or all where `counts` is null; 0, which is above no
+    // threshold, in rows of which counted(image, row) is false. False without memory.
+    template <class T, class Counted = EveryRow>
+    bool compute(const T* all_logits, const int32_t* counts, float threshold, int threads, Counted counted = {}) {
         Failure failure;
         auto of_block = [&](int64_t index) {
             const int64_t image = index / blocks(), start = index % blocks() * kRowsPerBlock;
@@ -42,6 +47,10 @@ class Probabilities {
             int64_t enough = 0;
             for (int64_t row = start; row < end; ++row) {
                 float* of_row = values_.get() + (image * rows_ + row) * classes_;
+                if (!counted(image, row)) {
+                    memset(of_row, 0, (size_t)classes_ * sizeof(float));
+                    continue;
+                }
                 softmax(logits + row * (classes_ + 1), classes_, exponents.get(), of_row);
                 for (int64_t k = 0; k < classes_; ++k) enough += of_row[k] > threshold;
             }

@@ -1,9 +1,15 @@
-// How unlike two boxes are, and one box of two, beside reference.py, which defines it.
+// Which windows count, how unlike two boxes are, and one box of two, beside reference.py, which defines it.
 #pragma once
 
 #include "../boxes.h"
 
 namespace regionrt {
+
+// The centre is left of `width` and above `height`, or the window begins at that edge.
+REGIONRT_HD bool in_image(const Box<float>& window, float height, float width) {
+    return ((window.x1 <= 0.0f) | (0.5f * (window.x1 + window.x2) < width)) &
+           ((window.y1 <= 0.0f) | (0.5f * (window.y1 + window.y2) < height));
+}
 
 // Distance of the centres, as a part of the diagonal around both boxes, plus 1 − IoU: 0 to 2. Neither box is empty.
 REGIONRT_HD float match_score(const Box<float>& a, const Box<float>& b) {

@@ -153,7 +153,12 @@ template <class T>
 static int32_t merge_of(const regionrt_merge_call* call) {
     Probabilities found(call->images, call->rows, call->classes);
     const T* logits = static_cast<const T*>(call->class_logits);
-    if (found.failed() || !found.compute(logits, nullptr, call->window_threshold, call->threads)) {
+    auto counted = [&](int64_t image, int64_t row) {
+        const float* corner = call->windows + 4 * row;
+        const int32_t* size = call->image_sizes + 2 * image;
+        return in_image({corner[0], corner[1], corner[2], corner[3]}, (float)size[0], (float)size[1]);
+    };
+    if (found.failed() || !found.compute(logits, nullptr, call->window_threshold, call->threads, counted)) {
         return REGIONRT_NO_MEMORY;
     }
     Failure failure;

@@ -8,7 +8,7 @@ from ..schemas import FLOAT32, INT32, attribute, domain_schema
 
 SCHEMA = domain_schema(
     "RegionMerge",
-    "Boxes that windows predict, merged greedily: softmax, score filter, clip, the nearest two become one, best D.",
+    "Boxes that windows in the image predict, merged: softmax, score filter, clip, the nearest two become one, best D.",
     inputs=[
         ("class_logits", FLOAT32, "float32 [N, Q, K+1]"),
         ("box_edges", FLOAT32, "float32 [N, Q, 4K] or [N, Q, 4]"),
@@ -43,7 +43,9 @@ def portable(op, inputs, attributes):
     threshold, limit = float(attributes["window_threshold"]), attributes["max_detections"]
     cap = min(attributes["candidates"], most * classes)
 
-    probabilities = op.Reshape(op.Slice(op.Softmax(class_logits, axis=-1), [1], [classes + 1], [2]), [0, -1])
+    probabilities = op.Slice(op.Softmax(class_logits, axis=-1), [1], [classes + 1], [2])  # [N, Q, K]
+    outside = op.Unsqueeze(_outside(op, windows, image_sizes), [2])
+    probabilities = op.Reshape(op.Where(outside, 0.0, probabilities), [0, -1])
     above = op.ReduceSum(op.Cast(op.Greater(probabilities, threshold), to=6), [1], keepdims=0)
     overflow = op.Sub(op.Max(above, cap), cap)
     scores, best = op.TopK(probabilities, [cap], axis=1, _outputs=2)  # [N, C]
@@ -74,6 +76,17 @@ def portable(op, inputs, attributes):
 
 
 FORMS = {"native": portable, "portable": portable}
+
+
+def _outside(op, windows, image_sizes):
+    """bool [N, Q]: what `reference.in_image` leaves out of `windows` [Q, 4]."""
+    left, top, right, bottom = (op.Transpose(c, perm=[1, 0]) for c in box_math.emit_columns(op, windows))  # [1, Q]
+    height, width = op.Split(op.Cast(image_sizes, to=1), axis=-1, num_outputs=2, _outputs=2)  # [N, 1]
+
+    def beyond(low, high, limit):
+        return op.And(op.Greater(low, 0.0), op.GreaterOrEqual(op.Mul(op.Add(low, high), 0.5), limit))
+
+    return op.Or(beyond(left, right, width), beyond(top, bottom, height))
 
 
 def _merged(op, boxes, confidence, group, cap, threshold):

@@ -34,11 +34,12 @@ def merge(
     """Detections from `class_logits` float32 [N, Q, K+1] (0 is background) of Q `windows` float32 [Q, 4] (canvas px).
 
     box_edges: float32 [N, Q, 4K] or, class-agnostic, [N, Q, 4]: left, top, right and bottom edge, as parts of the
-    window's sides from its left upper corner. Per image: the `candidates` (window, class) pairs with the highest
-    probability, of them those above `window_threshold`; their boxes, clipped, freed of those smaller than `min_size`
-    px. Then, class by class, the two boxes with the lowest `match_scores` become one, until that is above
-    `merge_threshold`: the mean of both, each weighing what confidence it has, which is the sum of its windows'
-    probabilities. A sum S is the score S / (1 + S); the `max_detections` best above `score_threshold` remain.
+    window's sides from its left upper corner. image_sizes: int32 [N, 2], height and width of the canvas's valid part.
+    Per image, of the windows `in_image`: the `candidates` (window, class) pairs with the highest probability, of them
+    those above `window_threshold`; their boxes, clipped, freed of those smaller than `min_size` px. Then, class by
+    class, the two boxes with the lowest `match_scores` become one, until that is above `merge_threshold`: the mean of
+    both, each weighing what confidence it has, which is the sum of its windows' probabilities. A sum S is the score S /
+    (1 + S); the `max_detections` best above `score_threshold` remain.
     """
     images, most, columns = class_logits.shape
     classes = columns - 1
@@ -52,7 +53,8 @@ def merge(
     for n in range(images):
         exponent = box_math.exp(class_logits[n] - class_logits[n].max(1, keepdims=True))
         softmax = (exponent / exponent.sum(1, keepdims=True)).astype(np.float32)
-        probabilities = softmax[:, 1:].reshape(-1)
+        counted = in_image(windows, *image_sizes[n])
+        probabilities = np.where(counted[:, None], softmax[:, 1:], np.float32(0)).reshape(-1)  # 0 is above no threshold
         best = np.argsort(-probabilities, kind="stable")[: min(candidates, most * classes)]
         above = probabilities > np.float32(window_threshold)
         best = best[above[best]]
@@ -71,6 +73,17 @@ def merge(
         rows = slice(0, len(alive))
         out.boxes[n, rows], out.scores[n, rows], out.labels[n, rows] = boxes[alive], scores[alive], label[alive]
     return out
+
+
+def in_image(windows: np.ndarray, height: int, width: int) -> np.ndarray:
+    """bool [Q]: `windows` [Q, 4] with their centre left of `width` and above `height`, or beginning at that edge.
+
+    The others show mostly padding, which is not learnt as background. Those that begin at the edge are the first column
+    or row: of a photo narrower than half a window they are all there is.
+    """
+    corner = windows[:, :2]
+    center = (corner + windows[:, 2:]) * np.float32(0.5)
+    return ((corner <= 0) | (center < np.array([width, height], np.float32))).all(1)
 
 
 def boxes_of(edges: np.ndarray, windows: np.ndarray) -> np.ndarray:

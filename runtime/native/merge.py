@@ -44,10 +44,11 @@ def merge(
 ) -> MergedArrays:
     """Greedy merging of what windows predict (OverFeat, Sermanet et al., arXiv:1312.6229, section 4.3).
 
-    Per image: softmax; the `candidates` (window, class) pairs of the highest probability, of them those above
-    `window_threshold`; their boxes, clipped, freed of those smaller than `min_size` px. Class by class the nearest two
-    become one, as long as their score (distance of the centres by the diagonal around both, plus 1 − IoU) is at most
-    `merge_threshold`; the `max_detections` best above `score_threshold`. Ties by index.
+    Per image: softmax; of the windows whose centre is in the image (or that begin at the canvas's edge) the
+    `candidates` (window, class) pairs of the highest probability, of them those above `window_threshold`; their boxes,
+    clipped, freed of those smaller than `min_size` px. Class by class the nearest two become one, as long as their
+    score (distance of the centres by the diagonal around both, plus 1 − IoU) is at most `merge_threshold`; the
+    `max_detections` best above `score_threshold`. Ties by index.
 
     Args:
         class_logits: [N, Q, K+1], column 0 the background; box_edges: [N, Q, 4K] or, `class_agnostic`, [N, Q, 4], parts
@@ -121,7 +122,8 @@ def _in_numpy(
     found: MergedArrays,
 ) -> None:
     rows, classes = class_logits.shape[1], class_logits.shape[2] - 1
-    probabilities = box_math.softmax(arrays.widened(class_logits[image]))[:, 1:].ravel()
+    probabilities = box_math.softmax(arrays.widened(class_logits[image]))[:, 1:]
+    probabilities = np.where(_in_image(windows, size)[:, None], probabilities, np.float32(0)).ravel()
     above = np.flatnonzero(probabilities > np.float32(options["window_threshold"]))
     best = above[np.argsort(-probabilities[above], kind="stable")][:cap]
     window, label = best // classes, (best % classes + 1).astype(np.int32)
@@ -146,6 +148,12 @@ def _in_numpy(
     found.boxes[image, :number], found.scores[image, :number] = boxes[left], scores[left]
     found.labels[image, :number] = label[left]
     found.overflow[image] = len(above) - len(best)
+
+
+def _in_image(windows: np.ndarray, size: np.ndarray) -> np.ndarray:
+    """bool [Q], step by step as in plugins/merge/core.h."""
+    center = np.float32(0.5) * (windows[:, :2] + windows[:, 2:])
+    return ((windows[:, :2] <= 0) | (center < size[::-1].astype(np.float32))).all(1)
 
 
 def _merged(boxes: np.ndarray, sums: np.ndarray, threshold: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -33,6 +33,7 @@ class Case:
     candidates: int = 60
     min_size: float = 1e-2
     agnostic: bool = False
+    px: tuple[int, int] = (90, 120)  # sides of images; windows are centred at about 30 to 90
 
     def attributes(self) -> dict:
         return {
@@ -54,7 +55,7 @@ class Case:
         center = rng.integers(1, 4, (self.windows, 2)) * 30 + rng.normal(0, 3, (self.windows, 2))
         half = rng.uniform(10, 30, (self.windows, 2))
         windows = np.concatenate([center - half, center + half], -1)
-        sizes = rng.integers(90, 120, (self.images, 2)).astype(np.int32)
+        sizes = rng.integers(*self.px, (self.images, 2)).astype(np.int32)
         return logits, edges.astype(np.float32), windows.astype(np.float32), sizes
 
     def reference(self, *arrays: np.ndarray) -> MergedArrays:
@@ -100,6 +101,8 @@ CASES = {
     "large boxes only": Case(min_size=35.0),
     "nothing is merged": Case(merge=0.0),
     "everything is merged": Case(merge=2.0),
+    "most windows are in the padding": Case(px=(35, 70)),
+    "all windows are in the padding": Case(px=(8, 10)),
 }
 
 
@@ -186,12 +189,50 @@ def test_classes_are_not_merged_with_each_other(way):
     assert found.labels[0, :2].tolist() == [1, 2]
 
 
+def in_photo(windows, height, width):
+    """Which windows count, one after the other in float64."""
+
+    def within(low, high, side):
+        return low <= 0 or low + (high - low) / 2 < side
+
+    return np.array([within(x1, x2, width) and within(y1, y2, height) for x1, y1, x2, y2 in windows.tolist()])
+
+
+@pytest.mark.parametrize("way", WAYS, ids="-".join)
+@pytest.mark.parametrize("candidates", [9, 49])
+def test_windows_in_the_padding_are_no_candidates(candidates, way):
+    """The more they lie in the padding, the surer they are. One row and one column count in the narrowest photo."""
+    side, step, count = 40, 10, 7  # on a canvas of 100 px
+    places = [(row, column) for row in range(count) for column in range(count)]
+    windows = np.array([[x * step, y * step, x * step + side, y * step + side] for y, x in places], np.float32)
+    sizes = np.array([[100, 100], [60, 31], [100, 20], [61, 7], [20, 20], [5, 9]], np.int32)
+    case = Case(
+        classes=1, windows=len(places), images=len(sizes), merge=0.0, window=0.3, most=49, candidates=candidates
+    )
+    sure = np.linspace(0.4, 0.9, len(places))
+    logits = np.tile(np.log(np.stack([1 - sure, sure], -1)), (len(sizes), 1, 1)).astype(np.float32)
+    edges = np.tile(np.array([0, 0, 1, 1], np.float32), (*logits.shape[:2], 1))
+    found = case.run(way, logits, edges, windows, sizes)
+    same(found, case.reference(logits, edges, windows, sizes))
+    for image, (height, width) in enumerate(sizes.tolist()):
+        rows = max(len([y for y in range(count) if y * step + side // 2 < height]), 1)
+        columns = max(len([x for x in range(count) if x * step + side // 2 < width]), 1)
+        wanted = [n for n in reversed(range(len(places))) if places[n][0] < rows and places[n][1] < columns]
+        assert found.overflow[image] == max(len(wanted) - candidates, 0)
+        wanted = wanted[:candidates]
+        assert found.num_detections[image] == len(wanted)
+        clipped = np.minimum(windows[wanted], [width, height, width, height])
+        np.testing.assert_allclose(found.boxes[image, : len(wanted)], clipped, atol=BOX_PX)
+
+
 @pytest.mark.parametrize("way", WAYS, ids="-".join)
 @pytest.mark.parametrize("candidates", [1, 9, 60])
 def test_overflow_counts_what_the_cap_drops(candidates, way):
     case = Case(candidates=candidates, window=0.05)
     arrays = case.arrays()
-    above = (torch.from_numpy(arrays[0]).softmax(-1)[..., 1:] > 0.05).flatten(1).sum(1).numpy()
+    scores = torch.from_numpy(arrays[0]).softmax(-1)[..., 1:].numpy()
+    above = np.array([(s[in_photo(arrays[2], *size)] > 0.05).sum() for s, size in zip(scores, arrays[3], strict=True)])
+    assert (above < (scores > 0.05).sum((1, 2))).any()  # some are in the padding
     found = case.run(way, *arrays)
     assert found.overflow.tolist() == np.maximum(above - candidates, 0).tolist()
     same(found, case.reference(*arrays))
@@ -214,8 +255,8 @@ def test_a_broken_image_does_not_reach_its_neighbours(way, garbage):
 def test_edges_that_cross_and_boxes_outside_the_image_are_no_detections(way):
     case = Case(classes=1, windows=3, images=1, window=0.1)
     logits = np.array([[[0, 3], [0, 2], [0, 1]]], np.float32)
-    edges = np.array([[[0.9, 0, 0.1, 1], [0, 0, 1, 1], [-1, -1, 2, 2]]], np.float32)
-    windows = np.array([[1, 1, 40, 40], [70, 0, 90, 9], [20, 20, 40, 40]], np.float32)
+    edges = np.array([[[0.9, 0, 0.1, 1], [2, 0, 3, 1], [-1, -1, 2, 2]]], np.float32)
+    windows = np.array([[1, 1, 40, 40], [30, 0, 50, 9], [20, 20, 40, 40]], np.float32)
     found = case.run(way, logits, edges, windows, np.array([[50, 60]], np.int32))
     assert found.num_detections.tolist() == [1]
     assert found.boxes[0, 0].tolist() == [0, 0, 60, 50]

@@ -12,8 +12,9 @@ from regionrt.plugins.merge import reference
 from regionrt.train.checkpoint import read_checkpoint
 from regionrt.train.models import ModelError, build_model
 from regionrt.train.models.overfeat import Overfeat
+from regionrt.train.models.overfeat_classes import _grid, _within
 from regionrt.train.models.overfeat_eager import boxes_of, canvas_of, eager, merged_boxes
-from regionrt.train.models.overfeat_losses import edges_of
+from regionrt.train.models.overfeat_losses import edges_of, matched
 from regionrt.train.models.valid_nets import VALID_NETS, valid_net
 from regionrt.train.options import TrainOptions
 from regionrt.train.torch_runner import torch_predictor
@@ -139,8 +140,8 @@ def test_windows_and_their_boxes():
 
 def test_eager_merges_as_the_op_does():
     module = tiny(class_agnostic=False)
-    images = torch.randint(0, 256, (2, 64, 96, 3), dtype=torch.uint8)
-    sizes = torch.tensor([[64, 96], [50, 60]], dtype=torch.int32)
+    images = torch.randint(0, 256, (3, 64, 96, 3), dtype=torch.uint8)
+    sizes = torch.tensor([[64, 96], [50, 60], [28, 24]], dtype=torch.int32)  # windows begin to be centred at 20 and 30
     found = eager(module, images, sizes)
     heads = module.heads
     wanted = reference.merge(
@@ -148,9 +149,28 @@ def test_eager_merges_as_the_op_does():
         window_threshold=heads.window_score, merge_threshold=heads.merge, score_threshold=heads.score,
         max_detections=heads.detections, candidates=heads.candidates,
     )  # fmt: skip
-    assert found["num_detections"].min() > 1
+    assert (found["num_detections"] >= torch.tensor([2, 2, 1])).all()
     for name, value in wanted._asdict().items():
         np.testing.assert_allclose(found[name].numpy(), value, atol=1e-4, err_msg=name)
+
+
+@pytest.mark.parametrize("size", [(64, 96), (64, 43), (36, 96), (30, 31), (25, 60), (20, 20), (3, 5)], ids=str)
+def test_windows_merge_that_count_in_classification_and_training(size):
+    """Training leaves the first row and column out too where a photo is narrower than half a window."""
+    module = tiny()
+    layout = module.layout((64, 96))
+    counted = torch.from_numpy(reference.in_image(layout.windows.numpy(), *size))
+    start = 0
+    for scale in layout.scales:
+        of_scale = counted[start : start + scale.rows * scale.columns].reshape(scale.rows, scale.columns)
+        rows, columns = _within(_grid(module, (64, 96), scale), size)
+        assert of_scale[:rows, :columns].all()
+        assert of_scale.sum() == rows * columns
+        start += scale.rows * scale.columns
+    learnt = matched(layout.windows, torch.zeros(0, 4), torch.tensor(size), module.config).background
+    assert counted[learnt].all()
+    if min(size) > 30:
+        assert counted.sum() == len(learnt)
 
 
 def test_nothing_to_merge():

@@ -88,7 +88,7 @@ def _of_image(
 ) -> tuple[Tensor, Tensor, Tensor, int]:
     """Boxes, scores, labels by falling score, and how many candidates the cap dropped."""
     classes = logits.shape[1] - 1
-    scores = logits.softmax(-1)[:, 1:].flatten()
+    scores = logits.softmax(-1)[:, 1:].where(_in_image(windows, size)[:, None], 0).flatten()  # 0 is above no score
     above = torch.where(scores > heads.window_score)[0]
     overflow = max(len(above) - cap, 0)
     confidences, order = top(scores[above], cap)
@@ -112,6 +112,12 @@ def _of_image(
     order = sums.sort(descending=True, stable=True)[1]
     order = order[scores[order] > heads.score][: heads.detections]
     return boxes[order], scores[order], label[order], overflow
+
+
+def _in_image(windows: Tensor, size: tuple[int, int]) -> Tensor:
+    """bool [Q]: windows with their centre in the valid part, of each scale its first row and column at least."""
+    corner, far = windows.split(2, -1)
+    return ((corner <= 0) | ((corner + far) / 2 < windows.new_tensor([size[1], size[0]]))).all(1)
 
 
 def merged_boxes(boxes: Tensor, confidences: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
