@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -38,7 +39,29 @@ def time_candidates(candidates: Sequence[Candidate], timing: TimingOptions) -> N
         one.row.over_base = speedup(base, one.row.latency)
 
 
-def fastest(calls: Mapping[Any, Callable[[], Any]], items: Mapping[Any, int], rounds: int = 1) -> tuple[Any, float]:
+def in_batches(
+    row: SeedRow, batch: Callable[[], Any], size: int, of: tuple[int, str], seconds: float, least: float
+) -> Candidate:
+    """A part of a job of `of` items (how many, and what they are), batches of `size`, that takes `least` seconds.
+
+    seconds: that an item takes, about. A single batch would be no fair part: it is the one that finds caches and memory
+    as another candidate has left them.
+    """
+    total, what = of
+    count = max(1, min(total // size, math.ceil(least / (seconds * size))))
+    row.factor = total / (size * count)
+    row.measured = f"batches of {size} of {total} {what}"
+    if count > 1:
+        row.measured = f"{count} {row.measured}, one after the other,"
+
+    def run() -> None:
+        for _ in range(count):
+            batch()
+
+    return Candidate(row, run)
+
+
+def fastest(calls: Mapping[Any, Callable[[], Any]], items: Mapping[Any, int], rounds: int = 3) -> tuple[Any, float]:
     """The key whose call takes the least for one of its items, and how many seconds that is."""
     timings = measure({str(key): call for key, call in calls.items()}, TimingOptions(1, 0.0, rounds=rounds))
     of_item = {key: timings[str(key)].min_ms * 1e-3 / items[key] for key in calls}

@@ -36,7 +36,8 @@ class CaseOptions:
     size: (height, width) of the photos, as they go in; by default what Fast R-CNN's rule (the shorter side 600, the
     longer at most 1000) makes of a photo of 3 : 4. nets: keys of `NETS`, whose requests are measured. representation:
     width of fc6 and fc7. regions: of each photo in a training step. seconds, least_rounds: of each comparison.
-    whole_seconds: what takes less is measured as a whole. crop_batches, training_batches: how many crops at once are
+    whole_seconds: what takes less is measured as a whole; part_seconds: of what takes more, at least so much at once.
+    crop_batches, training_batches: how many crops at once are
     tried for R-CNN. profile_rounds: requests by which the steps of the fastest artefact are told; 0: not. crop: side of
     R-CNN's crops in px; None: its paper's.
     """
@@ -53,6 +54,7 @@ class CaseOptions:
     seconds: float = 30.0
     least_rounds: int = 3
     whole_seconds: float = 60.0
+    part_seconds: float = 10.0
     crop_batches: tuple[int, ...] = (1, 4, 16)
     training_batches: tuple[int, ...] = (4, 16)
     profile_rounds: int = 1
@@ -77,8 +79,9 @@ class CaseOptions:
         for name in ("crop_batches", "training_batches"):
             if not getattr(self, name) or min(getattr(self, name)) < 1:
                 raise ValueError(f"{name} {getattr(self, name)}: expected numbers of at least 1")
-        if not all(value >= 0 for value in (self.seconds, self.whole_seconds, self.profile_rounds)):
-            raise ValueError("seconds, whole_seconds, profile_rounds: expected 0 or more")
+        durations = ("seconds", "whole_seconds", "part_seconds", "profile_rounds")
+        if not all(getattr(self, name) >= 0 for name in durations):
+            raise ValueError(f"{', '.join(durations)}: expected 0 or more")
 
     @property
     def canvas(self) -> tuple[int, int]:

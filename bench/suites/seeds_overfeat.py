@@ -18,7 +18,7 @@ from regionrt.train.models.valid_nets import VALID_NETS
 from .child import Tell
 from .random_weights import PAIRS, spread_heads
 from .seeds_compare import compare
-from .seeds_measure import Candidate, fastest
+from .seeds_measure import Candidate, fastest, in_batches
 from .seeds_nets import LABELS, placed, unit_spread
 from .seeds_options import CaseOptions
 from .seeds_schema import Comparison, SeedRow
@@ -46,8 +46,7 @@ def measure_overfeat(
     if seconds * windows <= options.whole_seconds:
         base = Candidate(row, batches[size].all)
     else:
-        row.factor, row.measured = windows / size, f"batches of {size} of {windows} windows"
-        base = Candidate(row, batches[size])
+        base = in_batches(row, batches[size], size, (windows, "windows"), seconds, options.part_seconds)
     notes = [
         f"The {module.config.backbone} net, {windows} windows at {len(SCALES)} scales, exactly those of the dense form "
         f"(a test shows that both give the same); cutting them out is left out, and so is the merging of boxes. It was "

@@ -17,7 +17,7 @@ from regionrt.train.models.proposal_net import ProposalNet
 
 from .child import Tell
 from .seeds_compare import compare, whole_requests
-from .seeds_measure import Candidate, fastest, seconds_of
+from .seeds_measure import Candidate, fastest, in_batches, seconds_of
 from .seeds_nets import LABELS, placed, seed_net
 from .seeds_options import NETS, CaseOptions
 from .seeds_schema import Comparison, SeedRow
@@ -95,9 +95,8 @@ def _rcnn_in_torch(module: ProposalNet, requests: Requests, options: CaseOptions
         net.rows_at_once = size
         predict = torch_baseline(net, canvas=canvas_of(net), labels=LABELS)
         return whole_requests(row, predict, requests), form, told
-    row.factor = options.proposals / size
-    row.measured = f"batches of {size} of {options.proposals} crops"
-    return Candidate(row, batches[form, size]), form, told
+    crops = (options.proposals, "crops")
+    return in_batches(row, batches[form, size], size, crops, seconds, options.part_seconds), form, told
 
 
 class _CropBatches:

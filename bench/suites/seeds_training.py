@@ -17,7 +17,7 @@ from regionrt.train.models.proposal_losses import losses
 from regionrt.train.models.proposal_net import ProposalNet, usually_frozen
 
 from .child import Tell
-from .seeds_measure import Candidate, fastest, seconds_of, time_candidates
+from .seeds_measure import Candidate, fastest, in_batches, seconds_of, time_candidates
 from .seeds_nets import placed, seed_net
 from .seeds_options import CLASSES, CaseOptions
 from .seeds_schema import Comparison, SeedRow
@@ -58,9 +58,8 @@ def measure_training(
 
         base = Candidate(row, step)
     else:
-        row.factor = regions / size
-        row.measured = f"batches of {size} of {regions} crops, and an update"
-        base = Candidate(row, batches, extra_ms=1e3 * seconds_of(update))
+        base = in_batches(row, batches, size, (regions, "crops"), seconds, options.part_seconds)
+        row.measured, base.extra_ms = f"{row.measured} and an update", 1e3 * seconds_of(update)
     own = SeedRow("fast-rcnn-step", f"Fast R-CNN {fast.layout}", ours=False)
     frozen = ", ".join(usually_frozen(fast.module)) or "none"
     notes = [

@@ -9,10 +9,12 @@ import torch
 from regionrt.bench.baseline import torch_baseline
 from regionrt.bench.suites import seeds_compare, seeds_training
 from regionrt.bench.suites.seeds_inputs import seed_inputs
+from regionrt.bench.suites.seeds_measure import in_batches
 from regionrt.bench.suites.seeds_nets import LABELS, placed, seed_net
 from regionrt.bench.suites.seeds_options import CaseOptions
 from regionrt.bench.suites.seeds_overfeat import _WindowBatches, cut_windows, measure_overfeat, overfeat_net
 from regionrt.bench.suites.seeds_requests import measure_requests
+from regionrt.bench.suites.seeds_schema import SeedRow
 from regionrt.bench.suites.seeds_training import measure_training
 from regionrt.runtime.errors import BackendError
 from regionrt.train.models.dense import normalised
@@ -26,7 +28,8 @@ def options(**changes) -> CaseOptions:
     values = {
         "backbone": "squeezenet1_1", "size": (90, 120), "proposals": PROPOSALS, "representation": 64, "regions": 4,
         "crop": 64, "rows": (ORT, OV_BF16), "nets": ("rcnn", "fast_rcnn_svd"), "seconds": 0.0, "least_rounds": 2,
-        "whole_seconds": 0.0, "crop_batches": (2, 4), "training_batches": (4,), "profile_rounds": 1,
+        "whole_seconds": 0.0, "part_seconds": 0.0, "crop_batches": (2, 4), "training_batches": (4,),
+        "profile_rounds": 1,
     }  # fmt: skip
     return CaseOptions(**(values | changes))
 
@@ -64,6 +67,17 @@ def test_what_takes_too_long_is_measured_in_parts(measured):
     ours = measured["rcnn"].rows[0]
     assert (ours.factor, ours.measured) == (PROPOSALS / 32, f"requests with 32 of {PROPOSALS} proposals")
     assert not any(row.extrapolated for row in measured["fast_rcnn_svd"].rows)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "least", "calls", "factor"), [(0.5, 10.0, 5, 5.0), (9.0, 10.0, 1, 25.0), (0.001, 10.0, 25, 1.0)]
+)
+def test_a_part_lasts_long_enough_for_its_first_batch_not_to_matter(seconds, least, calls, factor):
+    made, row = [], SeedRow("windows", "windows", ours=False)
+    candidate = in_batches(row, lambda: made.append(1), 4, (100, "windows"), seconds, least)
+    candidate.call()
+    assert (len(made), row.factor) == (calls, factor)
+    assert row.measured.endswith("batches of 4 of 100 windows" if calls == 1 else "one after the other,")
 
 
 def test_ratios_are_of_the_medians_in_the_same_run(measured):
@@ -150,7 +164,7 @@ def test_no_more_crops_at_once_than_a_photo_has_proposals(inputs, monkeypatch):
     monkeypatch.setattr(seeds_training._FastRcnnStep, "_count", lambda self, *_: setattr(self, "regions", 8))
     few = [boxes[:3] for boxes in inputs.proposals]
     (one,) = measure_training(inputs.photos, few, options(proposals=3, training_batches=(16,)), lambda text: None)
-    assert (one.base.measured, one.base.factor) == ("batches of 3 of 8 crops, and an update", 8 / 3)
+    assert (one.base.measured, one.base.factor) == ("batches of 3 of 8 crops and an update", 8 / 3)
 
 
 def test_gradients_of_parts_add_up_to_those_of_the_step(inputs):
