@@ -12,8 +12,8 @@ _MOSTLY = 0.8  # of the weights
 def training_layout(module: nn.Module, precision: str, *, on_cpu: bool = True) -> torch.memory_format:
     """Channels last, but for nets of wide k×k convolutions on a CPU without AVX-512, in fp32.
 
-    There oneDNN's backward convolutions take 1.4 to 1.8 times as long channels last (VGG16, U-Net of width 64), while
-    narrow, 1×1 and depthwise ones (SqueezeNet, MobileNets) are faster so, and ResNets about as fast either way.
+    There oneDNN's backward convolutions are slow channels last (docs/results.md has VGG16's, "The papers' ratios"),
+    while narrow, 1×1 and depthwise ones (SqueezeNet, MobileNets) are faster so, and ResNets about as fast either way.
     """
     if not on_cpu or precision != "fp32" or torch.backends.cpu.get_cpu_capability() not in ("DEFAULT", "AVX2"):
         return torch.channels_last
