@@ -18,6 +18,7 @@ from .errors import BenchError
 BACKENDS = {
     "onnxruntime": "ONNX Runtime",
     "openvino": "OpenVINO",
+    "ncnn": "ncnn",
     "tensorrt": "TensorRT",
     "tensorrt-rtx": "TensorRT for RTX",
     "torch": "PyTorch",

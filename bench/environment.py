@@ -21,6 +21,7 @@ LIBRARIES = (
     "onnxruntime",
     "onnxruntime-gpu",
     "openvino",
+    "ncnn",
     "tensorrt",
     "tensorrt-rtx",
     "numpy",

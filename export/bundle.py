@@ -1,7 +1,7 @@
 """Module or checkpoint → bundle: writes what runtime/bundle.py reads."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from importlib.metadata import version
@@ -29,6 +29,7 @@ from .compress.calibration import Photo
 from .errors import ExportError
 from .exportable import check_supported
 from .exportable_dense import check_dense
+from .ncnn import NcnnStage, ncnn_stage, pieces_of, write_cuts
 from .passes.fp8 import fp8
 from .passes.fp16 import fp16
 from .passes.int8 import SYMMETRIC, U8S8, int8
@@ -52,13 +53,14 @@ PRECISIONS = tuple(FORMS)
 _ASKED_FOR = {("fp16", "staged"), ("fp32", "plugin"), ("fp16", "plugin")}
 """Forms that are exported only where they are named: nothing runs them before engines are built from them."""
 STAGED_BACKENDS = {
-    "fp32": ("openvino", "onnxruntime"),
+    "fp32": ("openvino", "onnxruntime", "ncnn"),
     "fp16": ("tensorrt-rtx",),
     "bf16": ("openvino",),
     "int8": ("openvino", "onnxruntime"),
 }
 """What can run dense stages in a precision. bf16 is what the engine computes in: the weights in the file are fp32. A
-CPU would compute fp16 in fp32, which is not what was asked: those stages are for engines, of either TensorRT."""
+CPU would compute fp16 in fp32, which is not what was asked: those stages are for engines, of either TensorRT. ncnn runs
+what `ncnn.ncnn_stage` can cut for it."""
 DENSE_TASKS = ("segmentation", "localisation")
 """Nets without regions: no thresholds, no ops between stages."""
 WEIGHTS = "weights.bin"
@@ -181,13 +183,17 @@ def export_bundle(
         tell("writing the forms", 0.7)
         models: dict[str, ir.Model] = {}
         artifacts: list[Artifact] = []
+        cuts: dict[str, NcnnStage] = {}
         for form in options.forms:
             if form == "staged":
                 dense, between = _stages_of(abstract, task, alone=options.forms == ("staged",))
                 if options.precision == "int8" and quantization is not None:
                     dense = [_in_int8(stage, quantization) for stage in dense]
                 models |= {_stage_file(stage): stage.model for stage in dense}
-                artifacts += _staged(abstract, dense, between, options.precision, canvas)
+                if options.precision == "fp32":
+                    cuts = _cut_for_ncnn(dense)
+                    models |= pieces_of(cuts)
+                artifacts += _staged(abstract, dense, between, options.precision, canvas, cuts)
                 constants: dict[str, Any] = {k: v for op in between for k, v in op.constants.items()}
                 if constants:
                     np.savez(folder / CONSTANTS, **constants)
@@ -196,6 +202,7 @@ def export_bundle(
                 models[f"{form}.onnx"] = lower(lowered, form)
                 artifacts.append(_artifact(f"{form}.onnx", abstract, options.precision, canvas, layers))
         write_models(folder, models, WEIGHTS)
+        write_cuts(folder, cuts, WEIGHTS)
         for artifact in artifacts:
             if artifact.quantized and artifact.backend == "onnxruntime":
                 prove_integers(folder, artifact)
@@ -315,18 +322,40 @@ def _check_photos(options: ExportOptions, photos: Sequence[Photo] | None) -> Non
         raise ExportError(f"layers can be kept in fp32 for int8, fp8 and fp16, not for {options.precision}")
 
 
+def _cut_for_ncnn(dense: Sequence[Stage]) -> dict[str, NcnnStage]:
+    """By the stages' files: those that can be cut, on whole photos or large crops. ncnn takes maps one by one, and the
+    small ones of RoIs are faster as the batch that they are."""
+    found = {_stage_file(stage): (stage, ncnn_stage(stage.model)) for stage in dense}
+    return {
+        file: cut for file, (stage, cut) in found.items() if cut is not None and (stage.slots is None or cut.on_large())
+    }
+
+
 def _staged(
-    model: ir.Model, dense: Sequence[Stage], between: Sequence[OpBetween], precision: str, canvas: Canvas
+    model: ir.Model,
+    dense: Sequence[Stage],
+    between: Sequence[OpBetween],
+    precision: str,
+    canvas: Canvas,
+    cuts: Mapping[str, NcnnStage],
 ) -> list[Artifact]:
     constants = (CONSTANTS,) if any(op.constants for op in between) else ()
-    files = (*map(_stage_file, dense), WEIGHTS, *constants)
-    described = {
-        "stages": tuple(stage.to_json(_stage_file(stage)) for stage in dense),
+    shared = {
         "quantized": tuple(name for stage in dense for name in stage.quantized),
         "ops_between": tuple(op.to_json() for op in between),
         **_borders(model, canvas),
     }
-    return [Artifact(backend, "staged", precision, files, **described) for backend in STAGED_BACKENDS[precision]]
+    found = []
+    for backend in STAGED_BACKENDS[precision]:
+        if backend == "ncnn" and not cuts:
+            continue
+        files: dict[str, tuple[str, ...]] = {_stage_file(stage): (_stage_file(stage),) for stage in dense}
+        if backend == "ncnn":
+            files |= {file: cut.files(file) for file, cut in cuts.items()}
+        stages = tuple(stage.to_json(files[_stage_file(stage)][0]) for stage in dense)
+        every = (*dict.fromkeys(file for of in files.values() for file in of), WEIGHTS, *constants)
+        found.append(Artifact(backend, "staged", precision, every, stages=stages, **shared))
+    return found
 
 
 def _stage_file(stage: Stage) -> str:

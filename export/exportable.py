@@ -61,7 +61,8 @@ class ExportableDetector(nn.Module):
         """images uint8 [N, H, W, 3] (the canvas), image_sizes int32 [N, 2] (its valid part)."""
         module, heads = self.module, self.module.roi_heads
         transform = module.transform
-        x = normalise(images, image_sizes, transform.image_mean, transform.image_std)  # [N, 3, H, W]
+        # channels last in memory, a mean over a map would be exported with index arithmetic for its strides
+        x = normalise(images, image_sizes, transform.image_mean, transform.image_std, channels_first=True)
         features = self._features(x)
         rois, _, counts = self._proposals(images, image_sizes, list(features.values()))
 

@@ -32,7 +32,7 @@ class BackendInfo:
     version: str | None
     """None: not installed, or not loadable."""
     devices: tuple[str, ...]
-    """Execution providers of ONNX Runtime, devices of OpenVINO, else the GPUs with their compute capability."""
+    """Execution providers of ONNX Runtime, devices of OpenVINO, ncnn's CPU, else GPUs with their compute capability."""
     usable: bool
     """The library loads and finds a device that it can execute on."""
     why_not: str | None
@@ -123,6 +123,11 @@ def _openvino(library: Any) -> dict[str, Any]:
     return {"devices": devices, "why_not": None if devices else "it finds no device"}
 
 
+def _ncnn(library: Any) -> dict[str, Any]:
+    _ = library.Net, library.DataReader
+    return {"devices": ["CPU"], "why_not": None}
+
+
 def _tensorrt(library: Any) -> dict[str, Any]:
     _ = library.Builder, library.Runtime  # a wheel that is a stub imports, and has nothing in it
     known = known_capabilities(library)
@@ -147,6 +152,7 @@ def _tensorrt(library: Any) -> dict[str, Any]:
 _LIBRARIES: dict[str, tuple[str, Callable[[Any], dict[str, Any]], str]] = {
     "onnxruntime": ("onnxruntime", _onnxruntime, 'pip install "regionrt[ort]"'),
     "openvino": ("openvino", _openvino, 'pip install "regionrt[openvino]"'),
+    "ncnn": ("ncnn", _ncnn, 'pip install "regionrt[ncnn]"'),
     "tensorrt": ("tensorrt", _tensorrt, 'pip install "regionrt[tensorrt]"'),
     "tensorrt-rtx": ("tensorrt_rtx", _tensorrt, 'pip install "regionrt[rtx]"'),
 }

@@ -163,6 +163,10 @@ def _stage_engine(artifact: Artifact, threads: int | None, provider: str | None)
         from .backends.openvino import OpenVinoStages
 
         return OpenVinoStages(artifact.precision, threads)
+    if artifact.backend == "ncnn" and artifact.precision == "fp32":
+        from .backends.ncnn import NcnnStages
+
+        return NcnnStages(threads)
     raise BackendError(f"this version of regionrt does not execute {artifact}")
 
 

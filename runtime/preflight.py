@@ -19,8 +19,10 @@ from .machine import why_no_driver
 if TYPE_CHECKING:
     from .bundle import Artifact, Manifest
 
-RUNNABLE = {"onnxruntime": ("native", "portable", "staged"), "openvino": ("staged",)}
+RUNNABLE = {"onnxruntime": ("native", "portable", "staged"), "openvino": ("staged",), "ncnn": ("staged",)}
 """Forms that each backend executes."""
+_BESIDE = {"ncnn": ("onnxruntime",)}
+"""Libraries that a backend needs besides its own, for what that does not compute."""
 LIBRARIES = {"tensorrt-rtx": ("tensorrt_rtx",), "tensorrt": ("tensorrt", "tensorrt_lean")}
 """Modules that execute an engine of this flavour, first choice first."""
 _GET = {
@@ -34,9 +36,10 @@ def why_not(manifest: Manifest, artifact: Artifact, allow_host_code: bool = Fals
     if artifact.backend in RUNNABLE:
         if artifact.form not in RUNNABLE[artifact.backend]:
             return f"this version of regionrt does not execute the form {artifact.form!r} in {artifact.backend}"
-        if find_spec(artifact.backend) is None:
-            extra = {"onnxruntime": "ort"}.get(artifact.backend, artifact.backend)
-            return f"the library {artifact.backend} is not installed (pip install 'regionrt[{extra}]')"
+        for library in (artifact.backend, *_BESIDE.get(artifact.backend, ())):
+            if find_spec(library) is None:
+                extra = {"onnxruntime": "ort"}.get(artifact.backend, artifact.backend)
+                return f"the library {library} is not installed (pip install 'regionrt[{extra}]')"
         return None
     if artifact.backend in LIBRARIES:
         return _why_no_engine(manifest, artifact, allow_host_code)

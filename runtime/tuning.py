@@ -23,6 +23,7 @@ from .machine import describe_machine
 _LIBRARIES = {
     "onnxruntime": "onnxruntime",
     "openvino": "openvino",
+    "ncnn": "ncnn",
     "tensorrt": "tensorrt",
     "tensorrt-rtx": "tensorrt-rtx",
 }

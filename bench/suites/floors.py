@@ -9,7 +9,7 @@ from .peer_case import EAGER, Case, Row
 
 BEST_OURS = "openvino-staged-bf16"
 BF16_PEERS = ("torch-bf16", "torch-compile", "export-openvino-bf16")
-FP32_STAGED = ("openvino-staged-fp32", "onnxruntime-staged-fp32")
+FP32_STAGED = ("openvino-staged-fp32", "onnxruntime-staged-fp32", "ncnn-staged-fp32")
 WHOLE_FP32 = "onnxruntime-native-fp32"
 FP32_OVER_WHOLE = 1.5
 MOST_NOT_DENSE = 0.15

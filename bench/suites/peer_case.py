@@ -57,6 +57,7 @@ OURS = {
     "openvino-staged-bf16": "ours: staged, OpenVINO bf16",
     "openvino-staged-fp32": "ours: staged, OpenVINO fp32",
     "onnxruntime-staged-fp32": "ours: staged, ONNX Runtime fp32",
+    "ncnn-staged-fp32": "ours: staged, ncnn fp32",
     "onnxruntime-native-fp32": "ours: whole graph, ONNX Runtime fp32",
 }
 NAMES = {**PEERS, **OURS}

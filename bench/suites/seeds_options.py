@@ -16,6 +16,7 @@ ROWS = {
     "torch-bf16": "PyTorch bf16",
     "onnxruntime-fp32": "ours: staged, ONNX Runtime fp32",
     "openvino-fp32": "ours: staged, OpenVINO fp32",
+    "ncnn-fp32": "ours: staged, ncnn fp32",
     "openvino-bf16": "ours: staged, OpenVINO bf16",
 }
 """What is measured beside PyTorch in fp32, which always takes part."""

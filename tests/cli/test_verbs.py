@@ -35,7 +35,7 @@ def test_the_road_step_by_step(checkpoint: Path, data: str, tmp_path: Path, capf
     arguments = ["verify", str(bundle), "--checkpoint", str(small), "--data", data, "--images", "4", "--batch", "1,3"]
     assert run([*arguments, "--json"]) == 0
     verdicts = json.loads(capfd.readouterr().out)
-    assert [v["form"] for v in verdicts] == ["staged", "staged", "native", "portable"]
+    assert [v["form"] for v in verdicts] == ["staged", "staged", "staged", "native", "portable"]
     assert all(v["passed"] and v["images"] == 4 for v in verdicts)
     assert [e["batch"] for e in verdicts[0]["end_to_end"]] == [1, 3]
 

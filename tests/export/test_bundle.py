@@ -30,6 +30,7 @@ def test_a_live_module_becomes_a_bundle_that_runs(fixed):
     assert forms == [
         ("openvino", "staged"),
         ("onnxruntime", "staged"),
+        ("ncnn", "staged"),
         ("onnxruntime", "native"),
         ("onnxruntime", "portable"),
     ]

@@ -60,13 +60,14 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.mark.parametrize("name", NETS)
 def test_every_artefact_is_eager(name: str, bundles: dict[str, Path]) -> None:
     verdicts = verify(bundles[name], net(name), PHOTOS, batches=(1, 3))
-    assert [v.form for v in verdicts] == ["staged", "staged", "native", "portable"]
+    cut = ["staged"] * (name not in ("segnet", "deconvnet"))  # for ncnn; their decoders begin by unpooling
+    assert [v.form for v in verdicts] == ["staged", "staged", *cut, "native", "portable"]
     for verdict in verdicts:
         assert verdict.passed, verdict.first_difference
         for found in verdict.agreements:
             assert found.share >= 0.999
             assert found.eager == (len(PHOTOS) if name == "localiser" else sum(_pixels(name)))
-    values = {check.value for check in verdicts[2].checks}
+    values = {check.value for check in verdicts[-2].checks}
     assert values >= ({"boxes"} if name == "localiser" else {"logits", "labels"})
     if name in ("segnet", "deconvnet"):
         assert values >= {"pool_input.0", "places.1", "unpooled.1"}

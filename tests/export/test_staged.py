@@ -21,7 +21,7 @@ from regionrt.runtime.backends.staged_buckets import bucket_of
 from regionrt.runtime.bundle import Manifest
 from regionrt.runtime.loading import runner_for
 
-ENGINES = ["onnxruntime", "openvino"]
+ENGINES = ["onnxruntime", "openvino", "ncnn"]
 IMAGES = [*photos([(120, 70), (64, 96), (90, 90), (61, 37)], seed=5), NOTHING]
 
 

@@ -30,12 +30,12 @@ def only_tensorrt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_every_backend_is_told_once_with_its_version_and_devices(found: dict[str, BackendInfo]) -> None:
-    assert list(found) == ["onnxruntime", "openvino", "tensorrt", "tensorrt-rtx", "torch"]
+    assert list(found) == ["onnxruntime", "openvino", "ncnn", "tensorrt", "tensorrt-rtx", "torch"]
     for info in found.values():
         assert info.usable == (info.why_not is None)
         assert info.usable <= bool(info.devices)
         assert info.get.startswith('pip install "regionrt[')
-    modules = {"onnxruntime": "onnxruntime", "openvino": "openvino", "tensorrt-rtx": "tensorrt_rtx"}
+    modules = {"onnxruntime": "onnxruntime", "openvino": "openvino", "ncnn": "ncnn", "tensorrt-rtx": "tensorrt_rtx"}
     for name, module in modules.items():
         if find_spec(module) is None:
             assert (found[name].version, found[name].why_not) == (None, "not installed")
@@ -90,7 +90,7 @@ def test_a_library_that_hangs_is_left_out(only_tensorrt: Path, monkeypatch: pyte
 def test_asking_loads_no_engine_library_into_this_process() -> None:
     asked = (
         "import sys; from regionrt.runtime.devices import backends; backends();"
-        "print(sorted({'torch', 'onnxruntime', 'openvino', 'tensorrt', 'tensorrt_rtx'} & set(sys.modules)))"
+        "print(sorted({'torch', 'onnxruntime', 'openvino', 'ncnn', 'tensorrt', 'tensorrt_rtx'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-HEAVY = ("torch", "torchvision", "onnx", "onnxruntime", "openvino", "tensorrt", "tensorrt_rtx", "typer", "rich")
+HEAVY = ("torch", "torchvision", "onnx", "onnxruntime", "openvino", "ncnn", "tensorrt", "tensorrt_rtx", "typer", "rich")
 OURS = tuple(f"regionrt.{folder}" for folder in ("plugins", "train", "export", "bench", "cli"))
 
 
