@@ -1,7 +1,7 @@
 """Module or checkpoint → bundle: writes what runtime/bundle.py reads."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from importlib.metadata import version
@@ -17,19 +17,19 @@ from regionrt.plugins.ops import DOMAIN
 from regionrt.runtime.atomic import replace_folder
 from regionrt.runtime.bundle import MANIFEST, Artifact, Manifest, is_bundle, sha256_of
 from regionrt.runtime.gpu.steps import why_no_kernels
-from regionrt.runtime.image import Canvas
 from regionrt.runtime.selective_search import SelectiveSearch
 from regionrt.train.checkpoint import Checkpoint, module_from_checkpoint
 from regionrt.train.models import ModelError
 from regionrt.train.models.region import MAX_CANDIDATES
 from regionrt.train.tasks import Task, task_of
 
+from .artifacts import CONSTANTS, WEIGHTS, cut_for_ncnn, stage_file, staged_artifacts, whole_artifact
 from .calibration.ranges import METHODS
 from .compress.calibration import Photo
 from .errors import ExportError
 from .exportable import check_supported
 from .exportable_dense import check_dense
-from .ncnn import NcnnStage, ncnn_stage, pieces_of, write_cuts
+from .ncnn import NcnnStage, pieces_of, write_cuts
 from .passes.fp8 import fp8
 from .passes.fp16 import fp16
 from .passes.int8 import SYMMETRIC, U8S8, int8
@@ -52,21 +52,10 @@ FORMS = {
 PRECISIONS = tuple(FORMS)
 _ASKED_FOR = {("fp16", "staged"), ("fp32", "plugin"), ("fp16", "plugin")}
 """Forms that are exported only where they are named: nothing runs them before engines are built from them."""
-STAGED_BACKENDS = {
-    "fp32": ("openvino", "onnxruntime", "ncnn"),
-    "fp16": ("tensorrt-rtx",),
-    "bf16": ("openvino",),
-    "int8": ("openvino", "onnxruntime"),
-}
-"""What can run dense stages in a precision. bf16 is what the engine computes in: the weights in the file are fp32. A
-CPU would compute fp16 in fp32, which is not what was asked: those stages are for engines, of either TensorRT. ncnn runs
-what `ncnn.ncnn_stage` can cut for it."""
 DENSE_TASKS = ("segmentation", "localisation")
 """Nets without regions: no thresholds, no ops between stages."""
-WEIGHTS = "weights.bin"
 PRECISION_TABLE = "precision.json"
 """What calibration found: sensitivity and share of the work of each layer, and why it stays in fp32."""
-CONSTANTS = "staged-constants.npz"
 Progress = Callable[[str, float], None]
 
 
@@ -189,18 +178,18 @@ def export_bundle(
                 dense, between = _stages_of(abstract, task, alone=options.forms == ("staged",))
                 if options.precision == "int8" and quantization is not None:
                     dense = [_in_int8(stage, quantization) for stage in dense]
-                models |= {_stage_file(stage): stage.model for stage in dense}
+                models |= {stage_file(stage): stage.model for stage in dense}
                 if options.precision == "fp32":
-                    cuts = _cut_for_ncnn(dense)
+                    cuts = cut_for_ncnn(dense)
                     models |= pieces_of(cuts)
-                artifacts += _staged(abstract, dense, between, options.precision, canvas, cuts)
+                artifacts += staged_artifacts(abstract, dense, between, options.precision, canvas, cuts)
                 constants: dict[str, Any] = {k: v for op in between for k, v in op.constants.items()}
                 if constants:
                     np.savez(folder / CONSTANTS, **constants)
             else:
                 lowered, layers = _quantized(abstract, form, quantization)
                 models[f"{form}.onnx"] = lower(lowered, form)
-                artifacts.append(_artifact(f"{form}.onnx", abstract, options.precision, canvas, layers))
+                artifacts.append(whole_artifact(f"{form}.onnx", abstract, options.precision, canvas, layers))
         write_models(folder, models, WEIGHTS)
         write_cuts(folder, cuts, WEIGHTS)
         for artifact in artifacts:
@@ -288,13 +277,6 @@ def _check_labels(module: nn.Module, labels: Sequence[str], task: Task) -> None:
         raise ExportError(f"expected {first}no label empty or with a line break")
 
 
-def _artifact(file: str, model: ir.Model, precision: str, canvas: Canvas, quantized: tuple[str, ...] = ()) -> Artifact:
-    form = Path(file).stem
-    engines_only = form == "plugin" or (form == "portable" and quantized)  # as fp16 stages: either TensorRT builds it
-    backend = "tensorrt-rtx" if engines_only else "onnxruntime"
-    return Artifact(backend, form, precision, (file, WEIGHTS), **_borders(model, canvas), quantized=quantized)
-
-
 def _quantized(model: ir.Model, form: str, quantization: Quantization | None) -> tuple[ir.Model, tuple[str, ...]]:
     """The abstract model with Q/DQ nodes in the dialect of what runs the form, and its quantised layers."""
     if quantization is None or quantization.precision not in QUANTIZED:
@@ -320,68 +302,3 @@ def _check_photos(options: ExportOptions, photos: Sequence[Photo] | None) -> Non
         raise ExportError("fp32 needs no calibration: leave --calibrate out, or choose another --precision")
     if options.keep and photos is None and options.precision != "fp16":
         raise ExportError(f"layers can be kept in fp32 for int8, fp8 and fp16, not for {options.precision}")
-
-
-def _cut_for_ncnn(dense: Sequence[Stage]) -> dict[str, NcnnStage]:
-    """By the stages' files: those that can be cut, on whole photos or large crops. ncnn takes maps one by one, and the
-    small ones of RoIs are faster as the batch that they are."""
-    found = {_stage_file(stage): (stage, ncnn_stage(stage.model)) for stage in dense}
-    return {
-        file: cut for file, (stage, cut) in found.items() if cut is not None and (stage.slots is None or cut.on_large())
-    }
-
-
-def _staged(
-    model: ir.Model,
-    dense: Sequence[Stage],
-    between: Sequence[OpBetween],
-    precision: str,
-    canvas: Canvas,
-    cuts: Mapping[str, NcnnStage],
-) -> list[Artifact]:
-    constants = (CONSTANTS,) if any(op.constants for op in between) else ()
-    shared = {
-        "quantized": tuple(name for stage in dense for name in stage.quantized),
-        "ops_between": tuple(op.to_json() for op in between),
-        **_borders(model, canvas),
-    }
-    found = []
-    for backend in STAGED_BACKENDS[precision]:
-        if backend == "ncnn" and not cuts:
-            continue
-        files: dict[str, tuple[str, ...]] = {_stage_file(stage): (_stage_file(stage),) for stage in dense}
-        if backend == "ncnn":
-            files |= {file: cut.files(file) for file, cut in cuts.items()}
-        stages = tuple(stage.to_json(files[_stage_file(stage)][0]) for stage in dense)
-        every = (*dict.fromkeys(file for of in files.values() for file in of), WEIGHTS, *constants)
-        found.append(Artifact(backend, "staged", precision, every, stages=stages, **shared))
-    return found
-
-
-def _stage_file(stage: Stage) -> str:
-    return f"staged-{stage.name}.onnx"
-
-
-def _borders(model: ir.Model, canvas: Canvas) -> dict[str, Any]:
-    """Inputs, outputs and profiles, which an artefact has whatever its form."""
-    step = canvas.multiple
-    largest = [1, canvas.height, canvas.width, 3]
-    smallest = [1, 2 * step, 2 * step, 3] if canvas.dynamic else largest
-    inputs = tuple(_describe(value) for value in model.graph.inputs)
-    fixed = {entry["name"]: [1, *entry["shape"][1:]] for entry in inputs if entry["name"] != "images"}
-    return {
-        "inputs": inputs,
-        "outputs": tuple(_describe(value) for value in model.graph.outputs),
-        "profiles": (
-            {
-                "images": {"min": smallest, "opt": largest, "max": largest},
-                **{name: {"min": shape, "opt": shape, "max": shape} for name, shape in fixed.items()},
-            },
-        ),
-    }
-
-
-def _describe(value: ir.Value) -> dict[str, Any]:
-    """Name, NumPy type and shape; a dimension that may vary is given by its name."""
-    shape = [d if isinstance(d, int) else str(d) for d in value.shape or ()]
-    return {"name": value.name, "dtype": ir.DataType(value.dtype).numpy().name, "shape": shape}

@@ -220,7 +220,7 @@ def _sources(manifest: Manifest, target: str, options: BuildOptions) -> list[Art
         artifact
         for artifact in manifest.artifacts
         # bf16 stages are fp32 files that an engine on a CPU computes in bf16; int8 ones have zero points, for CPUs too
-        if artifact.files[0].endswith(".onnx")
+        if all(name.endswith(".onnx") for name in ([s["file"] for s in artifact.stages] or artifact.files[:1]))
         and (artifact.form, artifact.precision) not in (("staged", "bf16"), ("staged", "int8"), ("native", "int8"))
     ]
     for form in forms:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 
-from regionrt.export.bundle import STAGED_BACKENDS
+from regionrt.export.artifacts import STAGED_BACKENDS
 from regionrt.train.checkpoint import module_from_checkpoint
 from regionrt.train.models.errors import ModelError
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from regionrt.runtime import preflight
 from regionrt.runtime.backends import ncnn as ncnn_backend
 from regionrt.runtime.backends.ncnn import NcnnStages
 from regionrt.runtime.backends.onnxruntime import OnnxRuntimeStages
+from regionrt.runtime.build import BuildOptions, _sources
 from regionrt.runtime.bundle import Manifest
 
 pytest.importorskip("ncnn")
@@ -245,6 +247,16 @@ def test_a_description_that_no_export_writes(path, change, words):
     path.write_text(json.dumps(data))
     with pytest.raises((rt.BundleError, rt.BackendError), match=re.escape(words)):
         NcnnStages(1).open(path, {"outputs": ["y"]})
+
+
+def test_engines_are_built_from_whole_stages(fixed):
+    """Also where this artefact was the fastest and stands first, and its first stage is a whole one."""
+    manifest = Manifest.read(fixed.bundle)
+    (cut,) = [a for a in manifest.artifacts if a.backend == "ncnn"]
+    first = replace(cut, files=("staged-dense_1.onnx", *cut.files), stages=cut.stages[::-1])
+    manifest = replace(manifest, artifacts=(first, *manifest.artifacts))
+    (source,) = _sources(manifest, "tensorrt-rtx", BuildOptions(ops="staged"))
+    assert source.backend != "ncnn"
 
 
 def test_without_the_library_the_others_run(fixed, monkeypatch):
