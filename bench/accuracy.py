@@ -53,13 +53,15 @@ def judge(
     differences: dict[str, tuple[Difference, ...]] = dict.fromkeys(found, ())
     if reference is not None:
         others = {name: evaluation for name, evaluation in found.items() if name != reference}
-        differences |= _differences(found[reference], others, data, task, resamples, seed)
+        differences |= differences_to(found[reference], others, data, task, resamples, seed)
     return {name: _accuracy(evaluation, differences[name]) for name, evaluation in found.items()}
 
 
-def _differences(
-    reference: Any, others: Mapping[str, Any], data: Any, task: Task, resamples: int, seed: int
+def differences_to(
+    reference: Any, others: Mapping[str, Any], data: Any, task: Task, resamples: int = 1000, seed: int = 0
 ) -> dict[str, tuple[Difference, ...]]:
+    """How far each of the `others` is from the `reference`, both as `task.evaluate` found them on the same images of
+    `data`; the interval as `judge` says."""
     images = len(reference.image_ids)
     weights = np.random.default_rng(seed).multinomial(images, np.full(images, 1 / images), size=resamples)
 

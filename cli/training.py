@@ -3,6 +3,8 @@
 import json
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -162,26 +164,43 @@ def evaluate(
     model: Model = None,
     labels: Labels = None,
     max_images: Annotated[int | None, typer.Option(help="only the first ones")] = None,
+    against: Annotated[
+        Path | None,
+        typer.Option(metavar="CHECKPOINT|BUNDLE", help="also the difference to this one, with its 95 % interval"),
+    ] = None,
     backend: Annotated[str, typer.Option(help="of a bundle")] = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """AP, mIoU or localisation of a checkpoint or a bundle, by the same code."""
-    from regionrt.runtime import load
-    from regionrt.train.models import MODELS
-    from regionrt.train.tasks import TASKS
-    from regionrt.train.torch_runner import torch_predictor
+    """AP, mIoU or localisation of a checkpoint or a bundle, by the same code.
 
-    if source.is_dir():
-        predict = load(source, backend)
-        task = TASKS[predict.about["task"]]
-    else:
-        checkpoint = checkpoint_from(source, model, labels)
-        predict, task = torch_predictor(checkpoint), TASKS[MODELS[checkpoint.model].task]
-    with predict, console.counting(f"{source.name} on {split}") as tell:
+    `--against`: the interval is of a paired bootstrap over the images: where it holds 0, these images do not tell
+    the two apart.
+    """
+    predict, task = _opened(source, backend, model, labels)
+    with ExitStack() as opened:
+        opened.enter_context(predict)
+        other = None
+        if against is not None:
+            other, of = _opened(against, backend, model, labels)
+            opened.enter_context(other)
+            if (of.name, other.labels) != (task.name, predict.labels):
+                raise typer.BadParameter(
+                    f"--against {against}: expected a net for {task.name} with the labels {', '.join(predict.labels)}, "
+                    f"found one for {of.name} with {', '.join(other.labels)}"
+                )
         chosen = task.open_data(data, split, predict.labels, names_from(classes))
-        found = task.evaluate(predict, chosen, max_images=max_images, progress=tell)
+        with console.counting(f"{source.name} on {split}") as tell:
+            found = task.evaluate(predict, chosen, max_images=max_images, progress=tell)
+        differences: tuple[Any, ...] = ()
+        if other is not None:
+            from regionrt.bench.accuracy import differences_to
+
+            with console.counting(f"{against} on {split}") as tell:
+                reference = task.evaluate(other, chosen, max_images=max_images, progress=tell)
+            (differences,) = differences_to(reference, {"": found}, chosen, task).values()
     if as_json:
-        console.print_json({**found.to_json(), "about": predict.about})
+        compared = {"differences": [asdict(difference) for difference in differences]} if against else {}
+        console.print_json({**found.to_json(), **compared, "about": predict.about})
         return
     backend_used = f"{predict.about['backend']} {predict.about.get('precision', '')}"
     title = f"{source} on {split}, {len(found.image_ids)} images, {backend_used} (points, 0..100)"
@@ -192,3 +211,22 @@ def evaluate(
         for name, values in found.per_class.items()
     ]
     console.table("per class", ["class", task.counted, *columns], rows)
+    if against is not None:
+        from regionrt.bench.figures import interval
+
+        rows = [[difference.metric, interval(difference)] for difference in differences]
+        console.table(f"difference to {against}, points [95 %]", ["figure", "difference"], rows)
+
+
+def _opened(source: Path, backend: str, model: str | None, labels: Path | None) -> tuple[Any, Any]:
+    """The predictor of a checkpoint or a bundle, and its task."""
+    from regionrt.runtime import load
+    from regionrt.train.models import MODELS
+    from regionrt.train.tasks import TASKS
+    from regionrt.train.torch_runner import torch_predictor
+
+    if source.is_dir():
+        predict = load(source, backend)
+        return predict, TASKS[predict.about["task"]]
+    checkpoint = checkpoint_from(source, model, labels)
+    return torch_predictor(checkpoint), TASKS[MODELS[checkpoint.model].task]

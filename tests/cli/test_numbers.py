@@ -1,11 +1,13 @@
 """Numbers that make no sense are the caller's mistake: one line that says so, and never called a defect."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from regionrt.bench.suites import ablations
 from regionrt.cli import run
+from regionrt.train.checkpoint import read_checkpoint, write_checkpoint
 
 HUGE = "9" * 30
 REFUSED = {  # before any file is read
@@ -51,6 +53,19 @@ def test_numbers_out_of_range(
 def test_eval_of_no_images(checkpoint: Path, data: str, capfd: pytest.CaptureFixture[str]) -> None:
     assert run(["eval", str(checkpoint), "--data", data, "--max-images", "0"]) == 1
     assert "max_images: expected at least 1, found 0\n" in capfd.readouterr().err
+
+
+def test_eval_against_another_net(
+    checkpoint: Path, data: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """One that finds other things cannot be compared, which is said before anything is evaluated."""
+    other = tmp_path / "other.pt"
+    known = read_checkpoint(checkpoint)
+    write_checkpoint(other, replace(known, labels=(*known.labels[:-1], "screw")))
+    assert run(["eval", str(checkpoint), "--data", data, "--against", str(other)]) == 2
+    words = " ".join(capfd.readouterr().err.replace("│", " ").split())
+    assert "expected a net for detection with the labels __background__, bolt, nut, washer, found one for" in words
+    assert "screw" in words
 
 
 def test_ablations_of_unknown_rows(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -48,6 +48,12 @@ def test_the_road_step_by_step(checkpoint: Path, data: str, tmp_path: Path, capf
     assert found["images"] == 12
     assert (found["about"]["backend"], found["about"]["form"]) == ("openvino", "staged")
 
+    assert run(["eval", str(small), "--data", data, "--against", str(checkpoint), "--json"]) == 0
+    (change,) = [d for d in json.loads(capfd.readouterr().out)["differences"] if d["metric"] == "AP"]
+    assert change["low"] <= change["points"] <= change["high"] < 0  # the data is what `checkpoint` finds
+    assert run(["eval", str(checkpoint), "--data", data, "--against", str(checkpoint)]) == 0
+    assert "0.00 [0.00, 0.00]" in capfd.readouterr().out
+
 
 def test_compress_by_energy_on_data_and_train_from_there(
     checkpoint: Path, data: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
