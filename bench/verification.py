@@ -32,9 +32,8 @@ def _verdict(entry: Mapping[str, Any]) -> Verification:
         Agreement(e["batch"], e["matched"], e["eager"], e["artefact"], float(e["share"]), e.get("worst_image") or "")
         for e in entry.get("end_to_end", ())
     )
-    name = " ".join(str(entry[k]) for k in ("artefact", "precision") if entry.get(k)) or "artefact"
     return Verification(
-        name,
+        str(entry.get("artefact") or "artefact"),  # its precision is part of the name
         entry.get("images"),
         bool(entry["passed"]),
         entry.get("first_difference"),

@@ -52,7 +52,7 @@ def in_batches(
     row.factor = total / (size * count)
     row.measured = f"batches of {size} of {total} {what}"
     if count > 1:
-        row.measured = f"{count} {row.measured}, one after the other,"
+        row.measured = f"{count} {row.measured}, one after the other"
 
     def run() -> None:
         for _ in range(count):

@@ -77,7 +77,7 @@ def test_a_part_lasts_long_enough_for_its_first_batch_not_to_matter(seconds, lea
     candidate = in_batches(row, lambda: made.append(1), 4, (100, "windows"), seconds, least)
     candidate.call()
     assert (len(made), row.factor) == (calls, factor)
-    assert row.measured.endswith("batches of 4 of 100 windows" if calls == 1 else "one after the other,")
+    assert row.measured.endswith("batches of 4 of 100 windows" if calls == 1 else "one after the other")
 
 
 def test_ratios_are_of_the_medians_in_the_same_run(measured):
