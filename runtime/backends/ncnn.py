@@ -76,23 +76,28 @@ class _Piece:
         return self.stage.run({name: values[name] for name in self.inputs})
 
 
+@dataclass
 class NcnnStage:
-    """A dense stage in three pieces: a net of ncnn, and what is before and after it. All threads share it."""
+    """A dense stage in three pieces: a net of ncnn, and what is before and after it. All threads share it.
 
+    ncnn: the library. outputs: names of what the stage gives, whichever piece it comes from.
+    """
+
+    ncnn: Any
+    net: Any
+    cut: _Cut
+    before: _Piece | None
+    after: _Piece | None
+    outputs: tuple[str, ...]
     feature_type = np.dtype(np.float32)
-
-    def __init__(
-        self, ncnn: Any, net: Any, cut: _Cut, before: _Piece | None, after: _Piece | None, outputs: tuple[str, ...]
-    ) -> None:
-        self.ncnn, self.net, self.cut, self.before, self.after, self.outputs = ncnn, net, cut, before, after, outputs
 
     def session(self) -> NcnnSession:
         return NcnnSession(self)
 
 
 class NcnnSession:
-    """One worker's hold on a stage: the memory that its maps are made in, which stays (giving it back at every run
-    costs a wide layer as much as computing it). Outputs are new arrays at every run."""
+    """One worker's hold on a stage: the memory that its maps are made in, which stays: to give it back and have it
+    cleared anew at every run is slow where maps are large. Outputs are new arrays at every run."""
 
     def __init__(self, stage: NcnnStage) -> None:
         self._stage = stage
@@ -208,10 +213,6 @@ def _arrays_of(cut: _Cut) -> list[tuple[bool, np.ndarray]]:
     except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise BundleError(f"{cut.path}: weights: {error}; export the bundle again") from error
     return found
-
-
-def _images(values: Mapping[str, np.ndarray]) -> int:
-    return len(next(iter(values.values())))
 
 
 def _library() -> Any:
