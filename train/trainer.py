@@ -29,7 +29,7 @@ from .checkpoint import Checkpoint, load_weights, write_checkpoint
 from .data.semantic import median_frequency_weights
 from .initial import checkpoint_to_start_from, frozen_modules, init_backbone
 from .models import MODELS, ModelError, build_model
-from .models.memory_layout import training_layout
+from .models.memory_layout import lay_out, training_layout
 from .models.proposal_net import usually_frozen
 from .models.torchvision_models import BACKBONE_OF
 from .options import TrainError, TrainOptions
@@ -131,8 +131,9 @@ def train(
             num_sanity_val_steps=0,
             use_distributed_sampler=False,
         )
-        layout = training_layout(module, options.precision, on_cpu=trainer.strategy.root_device.type == "cpu")
-        training = _Training(module, task, items, held, options, layout)
+        on_cpu = trainer.strategy.root_device.type == "cpu"
+        lay_out(module, training_layout(module, options.precision, on_cpu=on_cpu))
+        training = _Training(module, task, items, held, options)
         with _stops_as_usual(trainer):
             trainer.fit(training, ckpt_path=folder.state if resuming else None, weights_only=True)
     if trainer.is_global_zero and full.get("classifier") == "svm":
@@ -204,10 +205,9 @@ class _Training(pl.LightningModule):
         items: Any,
         held: list[nn.Module],
         options: TrainOptions,
-        layout: torch.memory_format,
     ) -> None:
         super().__init__()
-        self.module = module.to(memory_format=layout)
+        self.module = module
         self.task = task
         self.items = items
         self.options = options

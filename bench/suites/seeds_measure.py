@@ -77,9 +77,21 @@ def seconds_of(call: Callable[[], Any]) -> float:
     return time.perf_counter() - started
 
 
+def added(parts: Sequence[tuple[float, Times]]) -> Times:
+    """The times of several rows, of the same rounds, each so many times."""
+    samples = sum((count * np.array(times.samples_ms) for count, times in parts), np.zeros(()))
+    kept = np.full(samples.shape, True)
+    for _, times in parts:
+        kept[list(times.disturbed)] = False
+    # A part sets nothing aside that leaves nothing; together they may.
+    return _summary(samples, kept if kept.any() else np.full(samples.shape, True))
+
+
 def _times(timing: Timing, factor: float, extra_ms: float) -> Times:
-    samples = np.array(timing.samples_ms) * factor + extra_ms
-    kept = np.array(timing.kept)
+    return _summary(np.array(timing.samples_ms) * factor + extra_ms, np.array(timing.kept))
+
+
+def _summary(samples: np.ndarray, kept: np.ndarray) -> Times:
     p50, p90 = (float(value) for value in np.percentile(samples[kept], [50, 90]))
     disturbed = tuple(int(i) for i in np.flatnonzero(~kept))
     return Times(tuple(round(float(value), 3) for value in samples), disturbed, p50, p90)

@@ -41,7 +41,7 @@ def measure_requests(
     requests = list(zip(photos, proposals, strict=True))
     tell("R-CNN: weights, and its fastest batch of crops")
     rcnn = seed_net("rcnn", options, *requests[0])
-    base, form, told = _rcnn_in_torch(rcnn, requests, options)
+    base, form, told = rcnn_in_torch(rcnn, requests, options)
     found = []
     for key in (key for key in NETS if key in options.nets):
         name, (paper, asked) = NETS[key], _PAPERS[key]
@@ -72,7 +72,7 @@ def _some_proposals(row: SeedRow, predict: Predictor, requests: Requests, option
     return whole_requests(row, predict, requests)
 
 
-def _rcnn_in_torch(module: ProposalNet, requests: Requests, options: CaseOptions) -> tuple[Candidate, TorchForm, str]:
+def rcnn_in_torch(module: ProposalNet, requests: Requests, options: CaseOptions) -> tuple[Candidate, TorchForm, str]:
     """PyTorch's R-CNN with the number of crops at once and the layout that are fastest, and how those were found.
 
     A whole request where that takes at most `whole_seconds`, else batches of crops, cut and run through the net; the

@@ -10,7 +10,6 @@ from regionrt.bench import figures
 from regionrt.bench.schema import Ratio
 
 from .seeds_schema import Comparison, SeedCase, SeedRow
-from .seeds_training import VISITS, whole_training
 from .stage_shares import Shares
 
 FORMAT = "regionrt-seeds/1"
@@ -32,12 +31,6 @@ class SeedsReport:
         found = (case.comparison(key) for case in self.cases)
         return next((one for one in found if one is not None), None)
 
-    @property
-    def whole_training(self) -> float | None:
-        """See `seeds_training.whole_training`: derived, not measured."""
-        step, requests = self.comparison("training"), self.comparison("rcnn")
-        return None if step is None or requests is None else whole_training(step, requests.base)
-
     def to_json(self) -> dict[str, Any]:
         verdicts = [
             {"key": one.key, "asked": one.asked, "verdict": one.verdict}
@@ -48,7 +41,6 @@ class SeedsReport:
             **{name: getattr(self, name) for name in ("environment", "command", "options", "photos", "search_s")},
             "made_proposals": self.made,
             "verdicts": verdicts,
-            "whole_training": self.whole_training,
             "cases": [case.to_json() for case in self.cases],
         }
 
@@ -77,12 +69,6 @@ class SeedsReport:
             of_torch, ours = (_ratio(row.over_base if row else None) for row in (one.best(False), one.best(True)))
             asked = f"{'ours ' * (one.judged == 'ours')}≥ {one.asked:g}×" if one.asked else ""
             lines.append(f"| {one.title} | {one.paper} | {of_torch} | {ours} | {asked} | {one.verdict} |")
-        if (whole := self.whole_training) is not None:
-            lines += [
-                "",
-                f"The whole training per photo, derived and not measured: {figures.ratio(whole)}× ({VISITS} visits of "
-                "half a step each, and for R-CNN the features of all proposals once, for its SVMs and regressors).",
-            ]
         for case_ in self.cases:
             if case_.failed:
                 lines += ["", f"## {case_.name}", "", f"Not measured: {case_.failed}"]

@@ -89,12 +89,26 @@ def test_tables_say_what_is_extrapolated_and_what_was_not_run():
     assert "- bf16: not run: this CPU does not compute in bf16" in lines
 
 
-def test_the_whole_training_is_derived_from_its_parts():
+def test_the_whole_training_is_made_of_its_parts():
     """16 visits of half a step each; R-CNN's features of all proposals once."""
-    step = Comparison("training", "", "a step", row("rcnn-step", 800.0), [row("fast-rcnn-step", 100.0)])
-    assert whole_training(step, row("torch-rcnn", 1600.0)) == pytest.approx((8 * 800 + 1600) / (8 * 100))
-    step.rows[0].latency = None
-    assert whole_training(step, row("torch-rcnn", 1600.0)) is None
+    one = whole_training(row("torch-step", 800.0), row("torch-fast", 100.0), row("torch-rcnn", 1600.0), "found so")
+    assert one.base.latency.samples_ms == (8000.0,) * 3
+    assert one.rows[0].latency.p50_ms == 800.0
+    assert one.rows[0].over_base.ratio == pytest.approx(10.0)
+    assert (one.verdict, one.rows[0].extrapolated) == ("reached", True)
+    assert "16 visits" in one.notes[0]
+    assert "1.6 s. found so." in one.notes[0]
+
+
+def test_a_round_of_the_whole_training_is_disturbed_where_a_part_of_it_was():
+    step = row("torch-step", 0.0)
+    step.latency = Times((10.0, 20.0, 90.0), (2,), 15.0, 19.0)
+    features = row("torch-rcnn", 0.0)
+    features.latency = Times((70.0, 1.0, 1.0), (0,), 1.0, 1.0)
+    one = whole_training(step, row("torch-fast", 1.0), features, "")
+    assert one.base.latency == Times((150.0, 161.0, 721.0), (0, 2), 161.0, 161.0)
+    features.latency = Times((70.0, 1.0, 1.0), (0, 1), 1.0, 1.0)
+    assert whole_training(step, row("torch-fast", 1.0), features, "").base.latency.disturbed == ()
 
 
 def test_it_survives_json():

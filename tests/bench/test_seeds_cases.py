@@ -153,8 +153,9 @@ def test_random_weights_keep_the_spread_of_activations(inputs):
 @pytest.mark.parametrize("whole_seconds", [0.0, 60.0], ids=["in parts", "whole"])
 def test_a_training_step_has_equally_many_regions(inputs, whole_seconds):
     given = options(whole_seconds=whole_seconds)
-    (one,) = measure_training(inputs.photos, inputs.proposals, given, lambda text: None)
-    assert one.judged == "all"
+    whole, one = measure_training(inputs.photos, inputs.proposals, given, lambda text: None)
+    assert whole.judged == one.judged == "all"
+    assert whole.rows[0].over_base.ratio > one.rows[0].over_base.ratio  # by the features
     assert one.rows[0].over_base.ratio == pytest.approx(one.base.latency.p50_ms / one.rows[0].latency.p50_ms)
     assert "8 regions on either side" in one.notes[0]
     assert one.base.factor == (2.0 if whole_seconds == 0 else 1.0)  # 8 crops, 4 at once
@@ -163,7 +164,7 @@ def test_a_training_step_has_equally_many_regions(inputs, whole_seconds):
 def test_no_more_crops_at_once_than_a_photo_has_proposals(inputs, monkeypatch):
     monkeypatch.setattr(seeds_training._FastRcnnStep, "_count", lambda self, *_: setattr(self, "regions", 8))
     few = [boxes[:3] for boxes in inputs.proposals]
-    (one,) = measure_training(inputs.photos, few, options(proposals=3, training_batches=(16,)), lambda text: None)
+    _, one = measure_training(inputs.photos, few, options(proposals=3, training_batches=(16,)), lambda text: None)
     assert (one.base.measured, one.base.factor) == ("batches of 3 of 8 crops and an update", 8 / 3)
 
 

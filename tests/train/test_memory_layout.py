@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+
 import pytest
 import torch
 
+from regionrt.train.initial import frozen_modules
 from regionrt.train.models import build_model
 from regionrt.train.models.dense import normalised
-from regionrt.train.models.memory_layout import takes_channels_first, training_layout
+from regionrt.train.models.memory_layout import lay_out, takes_channels_first, training_layout
+from regionrt.train.models.proposal_net import usually_frozen
 
 FIRST, LAST = torch.contiguous_format, torch.channels_last
 
@@ -48,6 +52,45 @@ def test_images_lie_as_the_weights_do_while_a_net_learns(layout: torch.memory_fo
     judged = normalised(module.eval(), images, sizes)
     assert judged.is_contiguous(memory_format=LAST)
     assert torch.equal(learning, judged)
+
+
+def fast_rcnn() -> torch.nn.Module:
+    config = {"backbone": "vgg16", "size": [64, 64], "representation": 16}
+    return build_model("fast_rcnn", config, ("__background__", "a"))
+
+
+def test_what_is_frozen_stays_channels_last_and_what_learns_gets_its_input_channels_first() -> None:
+    module = fast_rcnn().train()
+    frozen_modules(module, usually_frozen(module))
+    expected = deepcopy(module)
+    lay_out(module, FIRST)
+    convolutions = [layer for layer in module.modules() if isinstance(layer, torch.nn.Conv2d)]
+    seen: dict[int, torch.Tensor] = {}
+    for place, layer in enumerate(convolutions):
+        layer.register_forward_hook(lambda _, given, out, place=place: seen.update({place: out}))
+    images, sizes = torch.randint(0, 256, (1, 64, 64, 3), dtype=torch.uint8), torch.tensor([[64, 64]])
+
+    found = module.features(normalised(module, images, sizes))
+    orders = [LAST if out.is_contiguous(memory_format=LAST) else FIRST for out in seen.values()]
+    assert orders == [LAST] * 4 + [FIRST] * 9  # VGG16's conv1 and conv2 are frozen
+    torch.testing.assert_close(found, expected.features(normalised(expected, images, sizes)))
+
+    found.sum().backward()
+    assert all(layer.weight.grad.is_contiguous() for layer in convolutions[4:])
+    module.eval()
+    with torch.no_grad():
+        module.features(normalised(module, images, sizes))
+    assert seen[4].is_contiguous(memory_format=LAST)  # a net that is judged takes what comes
+
+
+def test_channels_last_is_for_all_layers() -> None:
+    module = fast_rcnn()
+    frozen_modules(module, usually_frozen(module))
+    lay_out(module, LAST)
+    for layer in module.modules():
+        if isinstance(layer, torch.nn.Conv2d):
+            assert layer.weight.is_contiguous(memory_format=LAST)
+            assert not layer._forward_pre_hooks
 
 
 def test_a_run_says_nothing_of_it_and_learns_the_same(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 _WIDE = 64  # input channels
 _MOSTLY = 0.8  # of the weights
@@ -20,6 +20,28 @@ def training_layout(module: nn.Module, precision: str, *, on_cpu: bool = True) -
     weights = [layer.weight for layer in module.modules() if isinstance(layer, nn.Conv2d)]
     wide = sum(w.numel() for w in weights if w.shape[1] >= _WIDE and w.shape[2] * w.shape[3] > 1)
     return torch.contiguous_format if wide > _MOSTLY * sum(w.numel() for w in weights) else torch.channels_last
+
+
+def lay_out(module: nn.Module, layout: torch.memory_format) -> None:
+    """Weights in the order that `training_layout` says; call it when what is frozen is frozen.
+
+    Channels first, frozen convolutions stay channels last, for a forward pass alone is faster so, as is max pooling:
+    VGG16's first four on a CPU with AVX2 take two thirds of the time. The layer behind them turns the order around.
+    """
+    module.to(memory_format=layout)
+    if layout == torch.channels_last:
+        return
+    for layer in module.modules():
+        if not isinstance(layer, nn.Conv2d):
+            continue
+        if layer.weight.requires_grad:
+            layer.register_forward_pre_hook(_channels_first_while_learning)
+        else:
+            layer.to(memory_format=torch.channels_last)
+
+
+def _channels_first_while_learning(layer: nn.Module, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return tuple(value.contiguous() for value in given) if layer.training else given
 
 
 def takes_channels_first(module: nn.Module) -> bool:
