@@ -100,7 +100,7 @@ def place_names(names: Sequence[Name], frame: Box, obstacles: Sequence[Box]) -> 
     taken = [(n.x - 8, n.y - 8, n.x + 8, n.y + 8) for n in names] + list(obstacles)
     parts = []
     for name in sorted(names, key=lambda n: n.x):
-        width = 6.6 * len(name.text)
+        width = (7.6 if "strong" in name.kind else 7.1) * len(name.text)  # px, of wide fonts
         places = []
         for lift in _LIFTS:
             y = name.y + lift
