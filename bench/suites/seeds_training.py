@@ -23,7 +23,7 @@ from .child import Tell
 from .seeds_measure import Candidate, added, fastest, in_batches, seconds_of, time_candidates
 from .seeds_nets import placed, seed_net
 from .seeds_options import CLASSES, CaseOptions
-from .seeds_requests import rcnn_in_torch
+from .seeds_requests import Requests, rcnn_in_torch
 from .seeds_schema import Comparison, SeedRow
 
 PHOTOS = 2
@@ -34,9 +34,6 @@ RATE, MOMENTUM = 1e-6, 0.9
 VISITS = 16
 """How often Fast R-CNN sees each photo: 40,000 steps of 2 of VOC07's 5,011 (arXiv:1504.08083, section 2.3 and 4.6)."""
 ASKED = 9.0
-
-Pair = tuple[np.ndarray, np.ndarray]
-"""A photo and its proposals."""
 
 
 def measure_training(
@@ -59,7 +56,7 @@ def measure_training(
         "on this CPU.",
         f"By arithmetic, {rcnn_flops / 1e12:.3g} ÷ {flops / 1e12:.3g} TFLOP, it is {rcnn_flops / flops:.1f}×.",
     ]
-    steps = Comparison("training-step", "A training step", "a step", rcnn.row, [own], judged="all", notes=notes)
+    steps = Comparison("training-step", "A training step", "a step", rcnn.row, [own], "", ASKED, "all", notes)
     tell("training: timing a step of either and R-CNN's features, in turn")
     time_candidates([rcnn, Candidate(own, fast), features], options.timing)
     return [whole_training(rcnn.row, own, features.row, told), steps]
@@ -96,7 +93,7 @@ def whole_training(rcnn: SeedRow, fast: SeedRow, features: SeedRow, told: str) -
     return Comparison("training", "The whole training", "a photo", base, [row], paper, ASKED, "all", [note])
 
 
-def _rcnn_step(pairs: Sequence[Pair], regions: int, options: CaseOptions) -> tuple[Candidate, float, str]:
+def _rcnn_step(pairs: Requests, regions: int, options: CaseOptions) -> tuple[Candidate, float, str]:
     """R-CNN's step with the layout and the number of crops at once that are fastest, its FLOPs, and how it was found.
 
     A whole step where that takes at most `whole_seconds`, else batches of crops and an update.
@@ -134,7 +131,7 @@ def _flops(call: Callable[[], object]) -> float:
 class _FastRcnnStep:
     """A step on `PHOTOS` photos, as the trainer makes it. regions: how many it sampled. layout: in words."""
 
-    def __init__(self, module: ProposalNet, pairs: Sequence[Pair], seed: int) -> None:
+    def __init__(self, module: ProposalNet, pairs: Requests, seed: int) -> None:
         layout = training_layout(module, "fp32")
         self.layout = "channels last" if layout == torch.channels_last else "channels first, what is frozen last"
         frozen_modules(module, usually_frozen(module))
@@ -173,7 +170,7 @@ class _Update:
 class _CropBatches:
     """Forward and backward of `size` of a step's `regions` crops a call, a quarter of them objects."""
 
-    def __init__(self, module: ProposalNet, pairs: Sequence[Pair], size: int, regions: int) -> None:
+    def __init__(self, module: ProposalNet, pairs: Requests, size: int, regions: int) -> None:
         self._module = module.train()
         self._layout = torch.contiguous_format if takes_channels_first(self._module) else torch.channels_last
         self._size, self._regions = size, regions

@@ -155,7 +155,11 @@ def test_a_training_step_has_equally_many_regions(inputs, whole_seconds):
     given = options(whole_seconds=whole_seconds)
     whole, one = measure_training(inputs.photos, inputs.proposals, given, lambda text: None)
     assert whole.judged == one.judged == "all"
-    assert whole.rows[0].over_base.ratio > one.rows[0].over_base.ratio  # by the features
+    assert whole.asked == one.asked == 9.0
+    for photo, step in zip(whole.base.latency.samples_ms, one.base.latency.samples_ms, strict=True):
+        assert photo > 8 * step  # by the features
+    expected = [8 * step for step in one.rows[0].latency.samples_ms]
+    assert whole.rows[0].latency.samples_ms == pytest.approx(expected, abs=0.01)
     assert one.rows[0].over_base.ratio == pytest.approx(one.base.latency.p50_ms / one.rows[0].latency.p50_ms)
     assert "8 regions on either side" in one.notes[0]
     assert one.base.factor == (2.0 if whole_seconds == 0 else 1.0)  # 8 crops, 4 at once

@@ -25,8 +25,8 @@ def training_layout(module: nn.Module, precision: str, *, on_cpu: bool = True) -
 def lay_out(module: nn.Module, layout: torch.memory_format) -> None:
     """Weights in the order that `training_layout` says; call it when what is frozen is frozen.
 
-    Channels first, frozen convolutions stay channels last, for a forward pass alone is faster so, as is max pooling:
-    VGG16's first four on a CPU with AVX2 take two thirds of the time. The layer behind them turns the order around.
+    Channels first, frozen convolutions stay channels last, for a forward pass alone is faster so, as is max pooling
+    (docs/results.md, "The papers' ratios"). The layer behind them turns the order around.
     """
     module.to(memory_format=layout)
     if layout == torch.channels_last:
