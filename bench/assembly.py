@@ -16,7 +16,7 @@ from .headline import NOT_QUIET
 from .latency import Timed, speedup
 from .options import BenchOptions
 from .plots import main_metric
-from .schema import FORMAT, Accuracy, Candidate, DataFacts, Footprint, Report
+from .schema import FORMAT, Accuracy, Candidate, DataFacts, Footprint, Report, Shares
 from .torch_forms import EAGER_ID
 
 
@@ -30,6 +30,7 @@ class Measured:
     entries: Sequence[Entry]
     best_torch: str | None
     timed: Timed
+    shares: Mapping[str, Shares]
     accuracy: Mapping[str, Accuracy]
     data_name: str | None
     data: DetectionData | None
@@ -89,6 +90,7 @@ def _candidate(entry: Entry, found: Measured) -> Candidate:
         reason=entry.reason,
         notes=(*entry.notes, disturbed) if disturbed else tuple(entry.notes),
         latency=latency,
+        shares=found.shares.get(entry.id),
         speedup_over_eager=over_eager,
         speedup_over_best_torch=over_best,
         accuracy=found.accuracy.get(entry.id),

@@ -13,10 +13,12 @@ from typing import Any
 import torch
 
 from regionrt.export.thresholds import Thresholds, thresholds_from, with_thresholds
+from regionrt.runtime.backends.staged import StagedRunner
 from regionrt.runtime.bundle import Manifest, sha256_of
 from regionrt.runtime.clock import TimingOptions
 from regionrt.runtime.machine import usable_cores
 from regionrt.train.checkpoint import Checkpoint, module_from_checkpoint, read_checkpoint, write_checkpoint
+from regionrt.train.data.proposals import kept_for
 from regionrt.train.models import MODELS
 from regionrt.train.tasks import TASKS, Task, task_of
 
@@ -31,7 +33,8 @@ from .options import BenchOptions
 from .photos import Photos, made_photos, photos_of_data, photos_of_files
 from .pictures import pictures
 from .render import render
-from .schema import Accuracy, Report
+from .schema import Accuracy, Report, Shares
+from .stage_shares import Profiled, shares_in_turn
 from .torch_forms import EAGER_ID, TorchForms
 from .verification import verifications
 
@@ -95,6 +98,7 @@ def bench(
         if options.fresh:
             _footprints(entries, photos, tell)
         timed = _latency(entries, photos, options, tell)
+        shares = _shares(entries, photos, options, tell)
         accuracy = _accuracy(entries, module, opened, task, options, tell)
         made_from = sha256_of(checkpoint.path) if checkpoint is not None and checkpoint.path else None
         measured = Measured(
@@ -104,6 +108,7 @@ def bench(
             entries=entries,
             best_torch=best,
             timed=timed,
+            shares=shares,
             accuracy=accuracy,
             data_name=str(data) if data is not None else None,
             data=opened,
@@ -198,6 +203,17 @@ def _latency(entries: Sequence[Entry], photos: Photos, options: BenchOptions, te
         mask_score=options.score,
         progress=lambda done, _: tell(f"latency, round {done}", 0.3 + 0.3 * done / (done + options.least_rounds)),
     )
+
+
+def _shares(entries: Sequence[Entry], photos: Photos, options: BenchOptions, tell: Progress) -> dict[str, Shares]:
+    """The steps of the staged artefacts, in turn."""
+    tell("steps of the staged artefacts, in turn", 0.6)
+    candidates = {
+        entry.id: Profiled(entry.predict, photos.images, *kept_for(entry.predict, photos.images))
+        for entry in entries
+        if entry.predict is not None and isinstance(entry.predict.runner, StagedRunner)
+    }
+    return shares_in_turn(candidates, TimingOptions(1, 0.0, seconds=options.seconds / 4, least_rounds=3))
 
 
 def _accuracy(

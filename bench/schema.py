@@ -7,6 +7,7 @@ import math
 import re
 import types
 import typing
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,22 @@ class Latency:
         """The samples that the percentiles are taken over."""
         left_out = set(self.disturbed)
         return tuple(value for index, value in enumerate(self.samples_ms) if index not in left_out)
+
+
+@dataclass(frozen=True)
+class Shares:
+    """Where a request of the staged form goes: median milliseconds by step, in order.
+
+    dense: the steps that an engine runs. not_dense: median over requests of the part of the wall time that none worked.
+    """
+
+    steps_ms: dict[str, float]
+    dense: tuple[str, ...]
+    not_dense: float
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Shares:
+        return cls(data["steps_ms"], tuple(data["dense"]), data["not_dense"])
 
 
 @dataclass(frozen=True)
@@ -101,6 +118,7 @@ class Candidate:
     reason: str  # why it was not run, else ""
     notes: tuple[str, ...]
     latency: Latency | None
+    shares: Shares | None  # of the staged form, measured apart from the latency
     speedup_over_eager: Ratio | None
     speedup_over_best_torch: Ratio | None
     accuracy: Accuracy | None

@@ -7,6 +7,7 @@ from typing import Any
 from . import figures, plots
 from .headline import lead, metric_label, subtitle, tiles
 from .schema import Candidate, Report, Verification
+from .stage_shares import AFTER, REST
 from .wording import words_of
 
 
@@ -31,6 +32,7 @@ def view(report: Report) -> dict[str, Any]:
         "cost_caption": _cost_caption(report),
         "latency_caption": f"Timed on {report.latency_images}." if report.latency_images else "",
         "stages": plots.STAGES,
+        "steps": _steps(report),
         "per_class": _per_class(report, words_of(report.task).per_class if metric == "mIoU" else metric),
         "metrics": _metrics(report),
         "verification": [_verified(verdict, report.task) for verdict in report.verification or ()],
@@ -79,6 +81,29 @@ def _row(row: Candidate, report: Report, colour: str, metric: str, batches: list
         "shares": shares,
         "mean": figures.milliseconds(latency.mean_ms) if latency else figures.NONE,
         "notes": row.notes,
+    }
+
+
+def _steps(report: Report) -> dict[str, Any] | None:
+    """Milliseconds by step, one column for each staged artefact; steps in the order in which they run."""
+    told = [(row, row.shares) for row in report.candidates if row.shares]
+    if not told:
+        return None
+    behind = (REST, AFTER)
+    names = dict.fromkeys(name for _, shares in told for name in shares.steps_ms if name not in behind)
+    dense = {name for _, shares in told for name in shares.dense}
+    lines = [
+        {
+            "label": name,
+            "dense": name in dense,
+            "cells": [figures.milliseconds(shares.steps_ms.get(name)) for _, shares in told],
+        }
+        for name in (*names, *behind)
+    ]
+    return {
+        "names": [row.name for row, _ in told],
+        "rows": lines,
+        "not_dense": [f"{100 * shares.not_dense:.1f} %" for _, shares in told],
     }
 
 

@@ -24,7 +24,8 @@ from regionrt.bench.baseline import torch_baseline
 from regionrt.bench.environment import without_folders
 from regionrt.bench.forms import TorchForm
 from regionrt.bench.latency import Timed, speedup, time_requests
-from regionrt.bench.schema import Latency, Ratio
+from regionrt.bench.schema import Latency, Ratio, Shares
+from regionrt.bench.stage_shares import shares_of
 from regionrt.bench.torchvision_forward import TorchvisionForward
 from regionrt.export import ExportOptions, export_bundle
 from regionrt.export.matching import match_scored
@@ -39,7 +40,6 @@ from regionrt.train.models.region import canvas_of, stride_of
 
 from .child import Tell, answer, given_job
 from .random_weights import calibrate, freeze_norms
-from .stage_shares import Shares, shares_of
 from .torchvision_export import TorchvisionExport, export_as_torchvision, in_onnxruntime, in_openvino
 
 MIN_IOU = 0.9
@@ -152,7 +152,7 @@ class Case:
                     "latency": Latency(**row["latency"]) if row["latency"] else None,
                     "over_eager": Ratio(**row["over_eager"]) if row["over_eager"] else None,
                     "over_best_peer": Ratio(**row["over_best_peer"]) if row["over_best_peer"] else None,
-                    "shares": Shares(**row["shares"]) if row["shares"] else None,
+                    "shares": Shares.from_json(row["shares"]) if row["shares"] else None,
                 }
             )
             for row in data["rows"]

@@ -14,6 +14,7 @@ from torch import nn
 from regionrt.bench.baseline import torch_baseline
 from regionrt.bench.environment import without_folders
 from regionrt.bench.forms import TorchForm
+from regionrt.bench.stage_shares import shares_of
 from regionrt.export import ExportOptions, export_bundle
 from regionrt.runtime.backends.openvino import OpenVinoStages
 from regionrt.runtime.loading import load
@@ -26,7 +27,6 @@ from .seeds_measure import Candidate, time_candidates
 from .seeds_nets import LABELS
 from .seeds_options import ROWS, CaseOptions
 from .seeds_schema import Comparison, SeedRow
-from .stage_shares import shares_of
 
 Request = tuple[np.ndarray, np.ndarray | None]
 """A photo and its proposals; None: of nets that take none."""

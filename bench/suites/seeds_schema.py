@@ -6,9 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from regionrt.bench.schema import Ratio
-
-from .stage_shares import Shares
+from regionrt.bench.schema import Ratio, Shares
 
 
 @dataclass(frozen=True)
@@ -57,7 +55,7 @@ class SeedRow:
         kinds: dict[str, Callable[[Any], Any]] = {
             "latency": Times.from_json,
             "over_base": lambda given: Ratio(**given),
-            "shares": lambda given: Shares(**given),
+            "shares": Shares.from_json,
         }
         return cls(**{k: kinds[k](v) if k in kinds and v is not None else v for k, v in data.items()})
 

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from regionrt.bench import figures
-from regionrt.bench.schema import Ratio
+from regionrt.bench.schema import Ratio, Shares
 
 from .seeds_schema import Comparison, SeedCase, SeedRow
-from .stage_shares import Shares
 
 FORMAT = "regionrt-seeds/1"
 

@@ -105,12 +105,13 @@ class StagedRunner:
     def run(self, images: np.ndarray, image_sizes: np.ndarray, **proposals: np.ndarray) -> dict[str, np.ndarray]:
         return self._run(request_of(self._inputs, images, image_sizes, proposals), None)
 
-    def profile(self, images: np.ndarray, image_sizes: np.ndarray, **proposals: np.ndarray) -> dict[str, float]:
-        """Seconds spent in each step of one run, by the step's name."""
+    def profile(
+        self, images: np.ndarray, image_sizes: np.ndarray, **proposals: np.ndarray
+    ) -> tuple[dict[str, np.ndarray], dict[str, float]]:
+        """What `run` returns, and the seconds spent in each step, by its name."""
         spent: dict[str, float] = {}
         request = request_of(self._inputs, images, image_sizes, proposals)
-        self._run(request, lambda name, seconds: spent.__setitem__(name, seconds))
-        return spent
+        return self._run(request, spent.__setitem__), spent
 
     def _run(
         self, request: Mapping[str, np.ndarray], tell: Callable[[str, float], None] | None

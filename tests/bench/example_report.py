@@ -23,6 +23,7 @@ from regionrt.bench.schema import (
     Picture,
     Ratio,
     Report,
+    Shares,
     StageCheck,
     Verification,
 )
@@ -34,6 +35,7 @@ ROWS = [  # id, name, form, precision, median ms, AP, size in MB, load s, memory
     ("torch-torchvision", "torchvision's own forward", "torchvision", "fp32", 211.5, 0.5627, 5.42, 2.88, 618),
     ("bccd/ort-native", "bccd: ONNX Runtime native fp32", "native", "fp32", 86.4, 0.5631, 5.61, 0.31, 182),
     ("bccd/ort-portable", "bccd: ONNX Runtime portable fp32", "portable", "fp32", 131.2, 0.563, 5.63, 0.42, 244),
+    ("bccd/ort-staged", "bccd: ONNX Runtime staged fp32", "staged", "fp32", 80.2, 0.5631, 5.6, 0.33, 176),
     ("bccd-svd/ort-native", "bccd-svd: ONNX Runtime native fp32", "native", "fp32", 61.9, 0.5597, 3.1, 0.28, 161),
 ]
 TRIED = "fastest of the forms tried: eager 203 ms, channels last 196 ms, channels last + bf16 141 ms, compiled 119 ms"
@@ -57,6 +59,12 @@ def _latency(rng: np.random.Generator, median: float, detections: float) -> Late
         images_per_second={"1": 1000 / mean, "4": 1130 / mean},
         detections_per_image=detections,
     )
+
+
+def _shares(median: float) -> Shares:
+    parts = {"canvas": 0.02, "dense_0": 0.6, "RegionProposals_1": 0.03, "RegionRoiAlign_2": 0.05, "dense_1": 0.27}
+    parts |= {"RegionDetections_4": 0.02, "between the steps": 0.004, "boxes and masks back": 0.006}
+    return Shares({name: median * part for name, part in parts.items()}, ("dense_0", "dense_1"), 0.13)
 
 
 def _accuracy(ap: float, base: float, rng: np.random.Generator) -> Accuracy:
@@ -109,6 +117,7 @@ def example_report(photos: int = 2) -> Report:
                 reason="",
                 notes=(TRIED,) if id_ == "torch-best" else (),
                 latency=_latency(rng, median, 12.3),
+                shares=_shares(median) if form == "staged" else None,
                 speedup_over_eager=None if id_ == "torch-eager" else _ratio(eager / median),
                 speedup_over_best_torch=None if id_ == "torch-best" else _ratio(best / median),
                 accuracy=replace(accuracy, differences=()) if id_ == "torch-eager" else accuracy,
@@ -128,6 +137,7 @@ def example_report(photos: int = 2) -> Report:
             reason="built for compute capabilities 8.6, 8.9; this machine has no NVIDIA GPU",
             notes=("26 of 26 convolutions fp16",),
             latency=None,
+            shares=None,
             speedup_over_eager=None,
             speedup_over_best_torch=None,
             accuracy=None,

@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from regionrt.bench.suites import peer_case, stage_shares
+from regionrt.bench.suites import peer_case
 from regionrt.bench.suites.peer_case import EAGER, Case, CaseOptions, canvas_for, measure_case, share_matched
 from regionrt.bench.suites.random_weights import calibrate, freeze_norms
-from regionrt.bench.suites.stage_shares import Shares, shares_of
 from regionrt.runtime.results import Detections
 from regionrt.train.models import build_model
 
@@ -136,24 +135,6 @@ def test_share_matched(other, share):
 def test_a_detection_is_a_partner_once():
     twice = found((0, 0, 100, 100, 1), (0, 0, 100, 99, 1))
     assert share_matched([twice], [found((0, 0, 100, 100, 1))]) == 0.5
-
-
-def test_the_share_that_is_not_dense(monkeypatch):
-    class Staged:
-        steps = ({"name": "body"}, {"name": "pool", "op": "RegionRoiAlign"}, {"name": "head"})
-
-    class Predict:
-        runner = Staged()
-
-    spent = [{"canvas": 1.0, "body": 50.0, "pool": 9.0, "head": 40.0}] * 2  # the first warms up
-    spent += [{"canvas": 0.01, "body": 0.05, "pool": 0.04, "head": 0.10}] * 2
-    answers = iter([spent[0], *spent[2:]])
-    monkeypatch.setattr(stage_shares, "StagedRunner", Staged)
-    monkeypatch.setattr(stage_shares, "_request", lambda *_: next(answers))
-    shares = shares_of(Predict(), photos(1), 2)
-    assert shares == Shares(
-        {"canvas": 10.0, "body": 50.0, "pool": 40.0, "head": 100.0}, ["body", "head"], pytest.approx(0.25)
-    )
 
 
 def test_the_canvas_is_the_smallest_that_holds_the_photo(module):

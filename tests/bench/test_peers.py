@@ -10,12 +10,11 @@ import pytest
 
 import regionrt
 from regionrt.bench.errors import BenchError
-from regionrt.bench.schema import Latency, Ratio
+from regionrt.bench.schema import Latency, Ratio, Shares
 from regionrt.bench.suites import peers
 from regionrt.bench.suites.floors import floors_of
 from regionrt.bench.suites.peer_case import EAGER, Case, Row
 from regionrt.bench.suites.peers import MOBILENET, PeersOptions, PeersReport, run_peers, write
-from regionrt.bench.suites.stage_shares import Shares
 from regionrt.cli import run
 
 PEER, BF16, STAGED, WHOLE = (
@@ -29,7 +28,7 @@ def row(id: str, p50_ms: float, matched: float, *, noisy: bool = False, not_dens
     made.over_eager, made.over_best_peer = Ratio(1000 / p50_ms, 0, 0), Ratio(200 / p50_ms, 0, 0)
     if not_dense is not None:
         made.matched_on_canvas = matched
-        made.shares = Shares({"body": 1.0}, ["body"], not_dense)
+        made.shares = Shares({"body": 1.0}, ("body",), not_dense)
     return made
 
 

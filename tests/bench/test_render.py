@@ -16,7 +16,7 @@ from regionrt.bench.errors import BenchError
 from regionrt.bench.headline import lead
 from regionrt.bench.latency import Timed
 from regionrt.bench.render import render
-from regionrt.bench.schema import Report, read_report, report_from_json
+from regionrt.bench.schema import Report, Shares, read_report, report_from_json
 
 FETCHING = {"src", "href", "srcset", "data", "poster", "action", "background", "xlink:href"}
 
@@ -79,7 +79,7 @@ def test_report_json_reads_back_as_the_same_report(example, tmp_path):
     assert read_report(path) == example
     assert json.loads(path.read_text())["format"] == "regionrt-report/1"
     samples = [line for line in path.read_text().splitlines() if '"samples_ms"' in line]
-    assert len(samples) == 6  # lists of numbers stand on one line each, for diffs and eyes
+    assert len(samples) == 7  # lists of numbers stand on one line each, for diffs and eyes
     assert all(line.rstrip(",").endswith("]") for line in samples)
 
 
@@ -114,6 +114,28 @@ def test_the_page_shows_the_figures(example, tmp_path):
     assert {len(line) for line in candidates[2:-1]} == {len(candidates[1])}
     assert page.elements["svg"] == 6  # three plots, wide and narrow
     assert page.elements["img"] == 4
+
+
+def test_the_page_shows_the_steps_of_staged_artefacts(example, tmp_path):
+    _, page = page_of(example, tmp_path)
+    heads, *lines = next(table for table in page.tables if table[0][0] == "step, ms")
+    (staged,) = (row for row in example.candidates if row.form == "staged")
+    assert heads[1:] == [staged.name]
+    assert [line[0] for line in lines[:-1]] == [*staged.shares.steps_ms]
+    assert lines[1] == ["dense_0", "48.1"]
+    assert lines[-1] == ["not in the engine", "13.0 %"]
+    assert "| **dense_0** | 48.1 |" in (tmp_path / "report.md").read_text()
+
+
+def test_steps_that_one_artefact_lacks_keep_their_place(example, tmp_path):
+    rows = [row for row in example.candidates if row.form == "staged"]
+    steps = {"canvas": 1.0, "dense_0": 2.0, "between the steps": 0.1, "boxes and masks back": 0.2}
+    other = replace(rows[0], id="other", name="other", shares=Shares(steps, ("dense_0",), 0.4))
+    _, page = page_of(replace(example, candidates=(*example.candidates, other)), tmp_path)
+    heads, *lines = next(table for table in page.tables if table[0][0] == "step, ms")
+    assert heads[1:] == [rows[0].name, "other"]
+    assert [line[0] for line in lines[-3:]] == ["between the steps", "boxes and masks back", "not in the engine"]
+    assert {line[0]: line[2] for line in lines}["RegionDetections_4"] == "–"
 
 
 def test_pictures_lie_beside_the_markdown(example, tmp_path):

@@ -41,6 +41,13 @@ def test_writes_a_whole_bundle_when_the_contract_holds(checkpoint: Path, data: s
     medians = {(r.backend, r.form): r.latency.p50_ms for r in rows if r.latency}
     order = [medians[a.backend, a.form] for a in manifest.artifacts]
     assert order == sorted(order), "artefacts stand in the order that was measured"
+    for row in report.candidates:
+        if row.form == "staged" and row.latency:
+            assert row.shares is not None
+            assert {"dense_0", "RegionProposals_1", "dense_1"} < set(row.shares.steps_ms)
+            assert 0 < row.shares.not_dense < 1
+        else:
+            assert row.shares is None
     with load(out) as predict:
         predict(open_data(data, "test")[0].image())
     assert [p.name for p in tmp_path.iterdir()] == ["bundle"]

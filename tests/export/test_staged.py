@@ -115,10 +115,15 @@ def test_a_closed_runner_says_so(fixed, backend):
 
 
 def test_the_profile_names_every_step(dynamic):
-    spent = runner_of(dynamic, "onnxruntime").profile(*placed(dynamic, 1))
+    runner, request = runner_of(dynamic, "onnxruntime"), placed(dynamic, 1)
+    outputs, spent = runner.profile(*request)
     assert list(spent) == ["dense_0", "RegionProposals_1", "RegionRoiAlign_2", "dense_1", "RegionDetections_4",
                            "RegionRoiAlign_5", "dense_2"]  # fmt: skip
     assert all(seconds > 0 for seconds in spent.values())
+    expected = runner.run(*request)
+    assert outputs.keys() == expected.keys()
+    for name, value in expected.items():
+        np.testing.assert_array_equal(outputs[name], value)
 
 
 def skip_without_bf16() -> None:
