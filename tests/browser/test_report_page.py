@@ -77,7 +77,7 @@ def test_the_page_renders(page, tmp_path, width, dark):
     assert seen["fetched"] == 0
     assert len(seen["svg"]) == 3  # of the two drawings of each plot the one that fits
     assert all(width > 300 and texts > 5 for width, texts in seen["svg"])
-    assert len(seen["tables"]) == 5
+    assert len(seen["tables"]) == 6
     assert all(rows > 1 for rows in seen["tables"])
     assert len(seen["pictures"]) == 4
     assert all(width > 100 for width in seen["pictures"])

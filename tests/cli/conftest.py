@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+from regionrt.cli import run
 from regionrt.train.checkpoint import Checkpoint, write_checkpoint
 from regionrt.train.data import write_images
 from regionrt.train.models import build_model
@@ -33,6 +34,14 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("checkpoint") / "random.pt"
     write_checkpoint(path, Checkpoint("faster_rcnn", CONFIG, LABELS, module.state_dict()))
     return path
+
+
+@pytest.fixture(scope="session")
+def native_bundle(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`checkpoint` in the native form alone. Tests that write into it copy it first."""
+    bundle = tmp_path_factory.mktemp("native") / "bundle"
+    assert run(["export", str(checkpoint), "--out", str(bundle), "--ops", "native"]) == 0
+    return bundle
 
 
 @pytest.fixture(scope="session")

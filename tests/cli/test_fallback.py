@@ -37,7 +37,7 @@ def search(checkpoint: Path, data: str, max_drop: float):
     return keep_until_it_holds(source, source, OPTIONS, photos_of(data), TASKS["detection"], split, max_drop)
 
 
-def drops(monkeypatch, *points: float) -> None:
+def drops(monkeypatch: pytest.MonkeyPatch, *points: float) -> None:
     """The evaluations: the reference's, then one of each try; the last one repeats."""
     values = iter([0.0, *points, *[points[-1]] * 100])
 
@@ -49,9 +49,16 @@ def drops(monkeypatch, *points: float) -> None:
     monkeypatch.setitem(TASKS, "detection", made_up)
 
 
-def test_layers_go_back_in_the_order_of_their_sensitivity(checkpoint, data, monkeypatch):
-    drops(monkeypatch, 3, 2, 1.5, 0.4)
-    chosen, prepared, steps = search(checkpoint, data, 0.5)
+@pytest.fixture(scope="module")
+def given_back(checkpoint, data):
+    """The search that gives three layers back."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        drops(monkeypatch, 3, 2, 1.5, 0.4)
+        return search(checkpoint, data, 0.5)
+
+
+def test_layers_go_back_in_the_order_of_their_sensitivity(given_back):
+    chosen, prepared, steps = given_back
     assert prepared.quantization is not None
     assert list(chosen.keep) == list(prepared.quantization.sensitivity)[:3]
     assert [len(step.kept) for step in steps] == [0, 1, 2, 3]
@@ -63,12 +70,6 @@ def test_what_holds_at_once_keeps_all_layers_in_int8(checkpoint, data, monkeypat
     chosen, _, steps = search(checkpoint, data, 0.5)
     assert chosen == OPTIONS
     assert len(steps) == 1
-
-
-def test_an_unreachable_drop_names_the_closest_try(checkpoint, data, monkeypatch):
-    drops(monkeypatch, 3, 1.25, 2)
-    with pytest.raises(UnreachableError, match=r"the closest loses 1\.25 points with 1 layers in fp32"):
-        search(checkpoint, data, 0.5)
 
 
 def test_deploy_in_int8_judges_on_the_other_split_and_refuses_by_its_own_figures(checkpoint, data, tmp_path):
@@ -94,9 +95,14 @@ def test_deploy_in_int8_judges_on_the_other_split_and_refuses_by_its_own_figures
     assert all(np.isfinite([d.points, d.low, d.high]).all() and d.low <= d.high for d in judged)
 
 
-def test_a_refusal_writes_nothing(checkpoint, data, tmp_path, monkeypatch):
-    drops(monkeypatch, 5)
-    options = replace(DeployOptions(), export=OPTIONS, targets=(), search_split="test")
-    with pytest.raises(UnreachableError):
+def test_an_unreachable_drop_names_the_closest_try_and_writes_nothing(
+    checkpoint, data, given_back, tmp_path, monkeypatch
+):
+    """With three layers in int8 there are two tries: one must stay."""
+    _, prepared, _ = given_back
+    fp32 = tuple(prepared.quantization.sensitivity)[3:]
+    drops(monkeypatch, 3, 1.25, 2)
+    options = DeployOptions(max_drop=0.5, export=replace(OPTIONS, keep=fp32), targets=(), search_split="test")
+    with pytest.raises(UnreachableError, match=rf"closest loses 1\.25 points with {len(fp32) + 1} layers in fp32"):
         deploy(read_checkpoint(checkpoint), data, tmp_path / "out", options, photos=photos_of(data))
     assert not (tmp_path / "out").exists()

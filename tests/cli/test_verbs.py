@@ -1,6 +1,7 @@
 """The command line as a user meets it: exit codes, one-line errors, JSON on standard output."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -80,21 +81,20 @@ def test_compress_by_energy_on_data_and_train_from_there(
     assert "no such file" in one_line(capfd.readouterr().err)
 
 
-def test_bench_writes_a_report(checkpoint: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    assert run(["export", str(checkpoint), "--out", str(tmp_path / "bundle"), "--ops", "native"]) == 0
-    arguments = ["bench", str(tmp_path / "bundle"), "--checkpoint", str(checkpoint), "--out", str(tmp_path / "report")]
+def test_bench_writes_a_report(
+    checkpoint: Path, native_bundle: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["bench", str(native_bundle), "--checkpoint", str(checkpoint), "--out", str(tmp_path / "report")]
     assert run([*arguments, "--seconds", "0.5", "--compile-seconds", "0", "--batch", "1", "--no-fresh"]) == 0
     assert {"report.json", "report.md", "report.html"} <= {p.name for p in (tmp_path / "report").iterdir()}
     assert "PyTorch" in capfd.readouterr().out
 
 
 def test_some_classes_of_the_data(
-    checkpoint: Path, data: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    checkpoint: Path, native_bundle: Path, data: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """As for a net that was trained on some classes of a data set with more: all verbs that take data can be told."""
-    bundle, chosen = str(tmp_path / "bundle"), ["--classes", "bolt,nut"]
-    assert run(["export", str(checkpoint), "--out", bundle, "--ops", "native"]) == 0
-    capfd.readouterr()
+    bundle, chosen = str(native_bundle), ["--classes", "bolt,nut"]
     assert run(["eval", bundle, "--data", data, *chosen, "--json"]) == 0
     per_class = json.loads(capfd.readouterr().out)["per_class"]
     assert run(["eval", bundle, "--data", data, "--json"]) == 0
@@ -214,10 +214,10 @@ def test_thresholds_that_cannot_be(
 
 
 def test_a_failed_export_leaves_the_old_bundle(
-    checkpoint: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    checkpoint: Path, native_bundle: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "bundle"
-    assert run(["export", str(checkpoint), "--out", str(out), "--ops", "native"]) == 0
+    shutil.copytree(native_bundle, out)
     assert run(["export", str(checkpoint), "--out", str(out), "--size", "100x100"]) == 1
     assert "multiple of the stride" in capfd.readouterr().err
     Manifest.read(out).verify_files()

@@ -30,13 +30,13 @@ def test_a_region_is_pooled_from_the_map_of_its_scale(pool):
     counts = torch.tensor([60, 60], dtype=torch.int32)
     with torch.no_grad():
         pooled = module.pool(module.features(x), boxes.repeat(2, 1, 1), counts)
+        sizes = [[int(side * scale) for side in (160, 192)] for scale in SCALES]
+        maps = [module.backbone(torch.nn.functional.interpolate(x, size, mode="bilinear")) for size in sizes]
         used = set()
         for row, box in enumerate(boxes):
             number = nearest_scale(box)
             used.add(number)
-            size = [int(side * SCALES[number]) for side in (160, 192)]
-            feature = module.backbone(torch.nn.functional.interpolate(x, size, mode="bilinear"))
-            scaled = [box[None] * SCALES[number]] * 2
+            feature, scaled = maps[number], [box[None] * SCALES[number]] * 2
             if pool == "max":
                 wanted = torchvision.ops.roi_pool(feature, scaled, 7, 1 / 16)
             else:
