@@ -100,6 +100,9 @@ def test_rounds_disturbed_for_either_take_no_part():
     wild = [30.0] * 6 + [3000.0, 9000.0]
     found = speedup(latency(wild, disturbed=(6, 7)), latency(calm))
     assert (found.ratio, found.low, found.high) == (3.0, 3.0, 3.0)
+    slow_half = latency([30.0] * 4 + [60.0] * 4, disturbed=(4, 5, 6))  # the ratio is of the rounds of its interval
+    found = speedup(slow_half, latency([10.0] * 4 + [20.0] * 4))
+    assert (found.ratio, found.low, found.high) == (3.0, 3.0, 3.0)
 
 
 def test_no_photo_is_an_error():

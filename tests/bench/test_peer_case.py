@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from regionrt.bench.latency import speedup
 from regionrt.bench.suites import peer_case
 from regionrt.bench.suites.peer_case import EAGER, Case, CaseOptions, canvas_for, measure_case, share_matched
 from regionrt.bench.suites.random_weights import calibrate, freeze_norms
@@ -66,8 +67,8 @@ def test_ratios_are_of_the_medians_and_the_best_peer_is_none_of_ours(measured):
     eager, export, staged = (measured.row(id) for id in (EAGER, EXPORT, STAGED))
     assert measured.best_peer == min((eager, export), key=lambda row: row.latency.p50_ms).id
     best = measured.row(measured.best_peer)
-    assert staged.over_eager.ratio == pytest.approx(eager.latency.p50_ms / staged.latency.p50_ms)
-    assert staged.over_best_peer.ratio == pytest.approx(best.latency.p50_ms / staged.latency.p50_ms)
+    assert staged.over_eager == speedup(eager.latency, staged.latency)
+    assert staged.over_best_peer == speedup(best.latency, staged.latency)
     assert len(staged.latency.samples_ms) == 3
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from regionrt.bench.baseline import torch_baseline
+from regionrt.bench.latency import speedup
 from regionrt.bench.suites import seeds_compare, seeds_training
 from regionrt.bench.suites.seeds_inputs import seed_inputs
 from regionrt.bench.suites.seeds_measure import in_batches
@@ -84,7 +85,7 @@ def test_ratios_are_of_the_medians_in_the_same_run(measured):
     one = measured["fast_rcnn_svd"]
     assert one.base is not measured["rcnn"].base
     for row in (row for row in one.rows if row.latency is not None):
-        assert row.over_base.ratio == pytest.approx(one.base.latency.p50_ms / row.latency.p50_ms)
+        assert row.over_base == speedup(one.base.latency, row.latency)
     assert one.best(ours=True).id == ORT
 
 
@@ -134,7 +135,7 @@ def test_overfeats_dense_form_beside_its_windows(inputs, whole_seconds, monkeypa
     size = int(one.base.name.split()[-3])
     assert one.base.factor == (1.0 if whole_seconds else windows / size)
     for row in one.rows:
-        assert row.over_base.ratio == pytest.approx(one.base.latency.p50_ms / row.latency.p50_ms)
+        assert row.over_base == speedup(one.base.latency, row.latency)
     assert one.rows[1].matched == 1.0
     assert not one.notes[1].startswith("0 detections")
 
@@ -160,7 +161,7 @@ def test_a_training_step_has_equally_many_regions(inputs, whole_seconds):
         assert photo > 8 * step  # by the features
     expected = [8 * step for step in one.rows[0].latency.samples_ms]
     assert whole.rows[0].latency.samples_ms == pytest.approx(expected, abs=0.01)
-    assert one.rows[0].over_base.ratio == pytest.approx(one.base.latency.p50_ms / one.rows[0].latency.p50_ms)
+    assert one.rows[0].over_base == speedup(one.base.latency, one.rows[0].latency)
     assert "8 regions on either side" in one.notes[0]
     assert one.base.factor == (2.0 if whole_seconds == 0 else 1.0)  # 8 crops, 4 at once
 
