@@ -5,6 +5,7 @@ from collections.abc import Collection, Mapping
 import numpy as np
 import onnx_ir as ir
 
+from .hold_layout import hold_layout
 from .qdq import Dialect, Range, insert_qdq
 
 _INT8 = np.dtype(np.int8)
@@ -18,4 +19,7 @@ def int8(
     model: ir.Model, ranges: Mapping[str, Range], dialect: Dialect, keep: Collection[str] = ()
 ) -> tuple[ir.Model, tuple[str, ...]]:
     """A copy of `model` (abstract, or one dense stage) with its layers in int8, and their names; see `insert_qdq`."""
-    return insert_qdq(model, ranges, dialect, keep)
+    quantized, layers = insert_qdq(model, ranges, dialect, keep)
+    if dialect is U8S8:
+        hold_layout(quantized)
+    return quantized, layers
