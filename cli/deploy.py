@@ -10,7 +10,7 @@ from typing import Any
 
 from regionrt.bench.report import BenchOptions, bench, render
 from regionrt.bench.schema import Report
-from regionrt.bench.search.fallback import keep_until_it_holds
+from regionrt.bench.search.fallback import Step, keep_until_it_holds
 from regionrt.export.bundle import ExportOptions, export_bundle, seal
 from regionrt.export.compress.calibration import Photo
 from regionrt.export.verify import verify
@@ -33,9 +33,14 @@ class ContractError(RegionRTError):
 
 @dataclass(frozen=True)
 class DeployOptions:
-    """max_drop: points of AP50:95 (and mask AP), mIoU or localisation that may be lost. targets: engines to build."""
+    """max_drop: points of AP50:95 (and mask AP), mIoU or localisation that may be lost. targets: engines to build.
+
+    margin: points of `max_drop` kept back while int8 layers are given back to fp32 on `search_split`, for what that
+    split differs by from the one that is judged.
+    """
 
     max_drop: float = 0.5
+    margin: float = 0.0
     export: ExportOptions = field(default_factory=ExportOptions)
     build: BuildOptions = field(default_factory=BuildOptions)
     bench: BenchOptions = field(default_factory=BenchOptions)
@@ -46,6 +51,10 @@ class DeployOptions:
     def __post_init__(self) -> None:
         if not self.max_drop >= 0:
             raise OptionError(f"max_drop: points ≥ 0 expected, {self.max_drop} given")
+        if not 0 <= self.margin <= self.max_drop:
+            raise OptionError(f"margin: points from 0 to max_drop ({self.max_drop:g}) expected, {self.margin} given")
+        if self.margin and self.export.precision != "int8":
+            raise OptionError(f"margin: only int8 is searched, {self.export.precision} is given: leave it out")
         if self.verify_images < 1:
             raise OptionError(f"verify_images: at least 1 expected, {self.verify_images} given")
 
@@ -75,12 +84,13 @@ def deploy(
         bundle = Path(scratch) / Path(out).absolute().name  # its name stands in the report
         exported = compress(checkpoint) if compress else checkpoint
         task = TASKS[MODELS[checkpoint.model].task]
-        chosen, prepared = options.export, None
+        chosen, prepared, tries = options.export, None, list[Step]()
         if options.export.precision == "int8" and photos is not None:
             validation = task.open_data(data, options.search_split, checkpoint.labels, options.bench.classes)
-            chosen, prepared, _ = keep_until_it_holds(
-                exported, checkpoint, options.export, photos, task, validation, options.max_drop, _part(tell, "export")
-            )
+            chosen, prepared, tries = keep_until_it_holds(
+                exported, checkpoint, options.export, photos, task, validation, options.max_drop - options.margin,
+                _part(tell, "export"),
+            )  # fmt: skip
         export_bundle(exported, bundle, chosen, photos=photos, prepared=prepared, progress=_part(tell, "export"))
         targets = options.targets if options.targets is not None else _targets_here(options.export)
         for target in targets:
@@ -109,7 +119,8 @@ def deploy(
             apart = verify(bundle, module_from_checkpoint(checkpoint), images[:_EXPLAIN_IMAGES], batches=(1,))
             where = next((v.first_difference for v in apart if v.first_difference), None)
             first = f"PyTorch and the artefact first part at {where}" if where else "no single stage stands out"
-            raise ContractError(f"{broken}; {first}; nothing was written to {out}")
+            searched = _searched(tries, options)
+            raise ContractError(f"{broken}; {first}{searched}; nothing was written to {out}")
         render(report, bundle)
         manifest = Manifest.read(bundle)
         seal(replace(manifest, artifacts=_by_latency(manifest, report)))
@@ -169,6 +180,16 @@ def _broken_contract(report: Report, task: Task, max_drop: float) -> str | None:
                 )
                 worst = (-found.points, text)
     return worst[1] if worst else None
+
+
+def _searched(tries: Sequence[Step], options: DeployOptions) -> str:
+    """What to do where layers were chosen on one split and the other one says no."""
+    if not tries:
+        return ""
+    return (
+        f"; on {options.search_split}, where its layers were chosen, it lost {tries[-1].drop:.2f} points: keep some of "
+        f"--max-drop back with --margin, or more layers in fp32 with --most-error below {options.export.most_error:g}"
+    )
 
 
 def _by_latency(manifest: Manifest, report: Report) -> tuple[Any, ...]:

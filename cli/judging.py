@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from . import arguments, console
+from . import arguments, console, searching
 from .app import verb
 from .arguments import checkpoint_from, photos_from
 from .suites import run_suite
@@ -149,6 +149,7 @@ def deploy(
     calibration_images: arguments.CalibrationImages = 64,
     keep: arguments.Keep = None,
     most_error: arguments.MostError = 0.1,
+    margin: searching.Margin = 0.0,
     size: arguments.Size = None,
     dynamic: Annotated[bool, typer.Option("--dynamic", help="any size up to --size, in steps of the stride")] = False,
     score: arguments.Score = None,
@@ -183,6 +184,7 @@ def deploy(
     ranks = ranks_from(rank) if rank else None
     options = DeployOptions(
         max_drop=max_drop,
+        margin=margin,
         export=ExportOptions(
             precision=precision, size=size_from(size), dynamic=dynamic, score=score, nms=nms,
             window_score=window_score, merge=merge, candidates=candidates, detections=detections, proposals=proposals,

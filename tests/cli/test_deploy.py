@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from regionrt.bench.report import BenchOptions, Report
-from regionrt.cli.deploy import ContractError, DeployOptions, _unjudged, deploy
+from regionrt.bench.search.fallback import Step
+from regionrt.cli.deploy import ContractError, DeployOptions, _searched, _unjudged, deploy
+from regionrt.export import ExportOptions
 from regionrt.runtime import load
 from regionrt.runtime.bundle import Manifest
 from regionrt.train.checkpoint import Checkpoint, read_checkpoint
@@ -106,7 +108,31 @@ def test_a_refusal_names_the_stage_and_leaves_the_older_bundle(
     Manifest.read(out).verify_files()
 
 
-@pytest.mark.parametrize(("field", "value"), [("max_drop", -1), ("max_drop", float("nan")), ("verify_images", 0)])
+def test_a_refusal_behind_a_search_says_what_the_search_had_found() -> None:
+    options = replace(QUICK, export=ExportOptions(precision="int8", most_error=0.05))
+    assert _searched([], options) == ""
+    told = _searched([Step((), 0.9), Step(("conv",), 0.25)], options)
+    assert told.startswith("; on val, where its layers were chosen, it lost 0.25 points: ")
+    assert "--margin" in told
+    assert "--most-error below 0.05" in told
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("margin", -0.1),
+        ("margin", 0.6),
+        ("margin", float("nan")),
+        ("max_drop", -1),
+        ("max_drop", float("nan")),
+        ("verify_images", 0),
+    ],
+)
 def test_options_out_of_range(field: str, value: float) -> None:
     with pytest.raises(ValueError, match=field):
         DeployOptions(**{field: value})  # type: ignore[arg-type]
+
+
+def test_a_margin_where_nothing_is_searched() -> None:
+    with pytest.raises(ValueError, match="margin: only int8 is searched, fp32 is given"):
+        DeployOptions(margin=0.2)
