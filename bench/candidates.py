@@ -106,10 +106,16 @@ def bundle_names(manifests: Sequence[Manifest]) -> list[str]:
 
 
 def open_artifacts(manifests: Sequence[Manifest], threads: int) -> list[Entry]:
-    """An entry for every artefact of every bundle, in the manifests' order; those that run here are open."""
+    """An entry for every artefact of every bundle, in the manifests' order; those that run here are open.
+
+    A file that only engines are built from has none where such an engine is in its bundle.
+    """
     entries: list[Entry] = []
     for manifest, bundle in zip(manifests, bundle_names(manifests), strict=True):
+        engines = {(a.backend, a.form, a.precision) for a in manifest.artifacts if a.engine}
         for artifact in manifest.artifacts:
+            if not artifact.engine and (artifact.backend, artifact.form, artifact.precision) in engines:
+                continue
             entry = _entry(manifest, artifact, bundle, len(manifests) > 1)
             taken = {other.id for other in entries}
             if entry.id in taken:  # engines for other GPUs

@@ -1,8 +1,8 @@
 """Keeps ONNX Runtime from computing a photo's normalisation channels last.
 
 Its integer convolutions read maps channels last. To save transpositions it moves that of the photo, [N, H, W, 3] to
-[N, 3, H, W], from the beginning to behind the normalisation, whose operations then run over rows of three numbers: in
-a small net they take a third of the time. A Reshape that changes nothing stops it; a transposition of bytes remains.
+[N, 3, H, W], from the beginning to behind the normalisation, whose operations then run over rows of three numbers: a
+quarter of that stage in a small net. A Reshape that changes nothing stops it; a transposition of bytes remains.
 """
 
 import numpy as np

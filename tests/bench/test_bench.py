@@ -158,6 +158,7 @@ def test_an_engine_that_cannot_run_here_has_its_row(bundle, tmp_path):
     engine["layer_types"] = {"conv": {"fp16": 26}}
     manifest = fake_manifest(copy)
     manifest["artifacts"].insert(0, fake_artifact("tensorrt-rtx", "portable", ["engines/a.engine"], engine=engine))
+    manifest["artifacts"].append(fake_artifact("tensorrt-rtx", "portable", ["native.onnx"]))  # what it was built from
     write_manifest(copy, manifest)
     found = bench([copy], options=replace(QUICK, photos=1))
     engine_row, fake = found.candidates
