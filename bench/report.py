@@ -209,7 +209,9 @@ def _shares(entries: Sequence[Entry], photos: Photos, options: BenchOptions, tel
     """The steps of the staged artefacts, in turn."""
     tell("steps of the staged artefacts, in turn", 0.6)
     candidates = {
-        entry.id: Profiled(entry.predict, photos.images, *kept_for(entry.predict, photos.images))
+        entry.id: Profiled(
+            entry.predict, photos.images, *kept_for(entry.predict, photos.images), mask_score=options.score
+        )
         for entry in entries
         if entry.predict is not None and isinstance(entry.predict.runner, StagedRunner)
     }

@@ -11,6 +11,7 @@ from regionrt.runtime.backends.staged import StagedRunner
 from regionrt.runtime.clock import TimingOptions, measure
 from regionrt.runtime.predictor import Predictor
 
+from .latency import looked_at
 from .schema import Shares
 
 BEFORE, AFTER, REST = "canvas", "boxes and masks back", "between the steps"
@@ -20,15 +21,24 @@ class Profiled:
     """One staged artefact's requests over a ring of photos: each call is the next one; keeps the time of each step."""
 
     def __init__(
-        self, predict: Predictor, photos: Sequence[np.ndarray], proposals: Sequence[np.ndarray] | None = None
+        self,
+        predict: Predictor,
+        photos: Sequence[np.ndarray],
+        proposals: Sequence[np.ndarray] | None = None,
+        *,
+        mask_score: float = 0.0,
     ) -> None:
-        """proposals: of each photo, for nets that take them. TypeError if the artefact is not staged."""
+        """proposals: of each photo, for nets that take them. mask_score: masks of detections above it are pasted.
+
+        TypeError if the artefact is not staged.
+        """
         if not isinstance(predict.runner, StagedRunner):
             raise TypeError(f"expected a staged artefact, found {predict.about}")
         self.predict = predict
         self.runner = predict.runner
         self.photos = photos
         self.proposals = proposals
+        self.mask_score = mask_score
         self.spent: list[dict[str, float]] = []  # seconds by step, in order
         self._next = 0
 
@@ -41,10 +51,7 @@ class Profiled:
         placed = time.perf_counter()
         outputs, steps = self.runner.profile(prepared.images, prepared.image_sizes, **prepared.proposals)
         ran = time.perf_counter()
-        for found in self.predict.finish(prepared, outputs):
-            if getattr(found, "roi_masks", None) is not None:
-                for _ in found.crops():
-                    pass
+        looked_at(self.predict.finish(prepared, outputs), self.mask_score)
         done = time.perf_counter()
         rest = ran - placed - sum(steps.values())
         self.spent.append({BEFORE: placed - start, **steps, REST: rest, AFTER: done - ran})

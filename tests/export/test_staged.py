@@ -65,6 +65,7 @@ def test_nothing_found_is_a_count_of_zero(dynamic, backend):
 
 
 @pytest.mark.parametrize("backend", ENGINES)
+@pytest.mark.usefixtures("every_core")
 def test_eight_threads_give_the_bytes_of_one(dynamic, backend):
     runner = runner_of(dynamic, backend)
     inputs = [placed(dynamic, 1 + number % 4) for number in range(24)]

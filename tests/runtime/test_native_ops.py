@@ -42,6 +42,7 @@ def test_any_number_of_threads_gives_the_same_bytes(op, threads, variant):
         same_bytes(OPS[op](threads=threads), OPS[op](threads=1))
 
 
+@pytest.mark.usefixtures("every_core")
 def test_eight_callers_at_once_get_what_one_gets():
     """All ops at once from eight threads, each call on two threads of the pool: no call disturbs another."""
     expected = {name: op(threads=1) for name, op in OPS.items()}

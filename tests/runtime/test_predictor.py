@@ -184,6 +184,7 @@ def test_an_abandoned_stream_stops_decoding(shared_bundle: Path, tmp_path: Path)
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("regionrt-")]
 
 
+@pytest.mark.usefixtures("every_core")
 def test_eight_threads_get_identical_results(mask_bundle: Path) -> None:
     rng = np.random.default_rng(1)
     photos = []
