@@ -16,7 +16,7 @@ from regionrt.runtime.bundle import Artifact, Manifest
 from regionrt.runtime.errors import BackendError
 from regionrt.runtime.inputs import inputs_of, request_of
 
-from .staged_buckets import bucket_of, chunk_of
+from .staged_buckets import chunks_of
 from .staged_ops import OPS, POOLINGS, Setting
 from .staged_rows import PooledRows, Rows, packed, pooled_of
 from .staged_steps import OUTPUTS, checked_stages, in_order, read_constants
@@ -202,7 +202,7 @@ class StagedRunner:
         return worker.sessions[step["name"]].run({name: values[name] for name in step["inputs"]})
 
     def _dense_rows(self, worker: _Worker, step: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
-        """A stage on rows: packed, and rounded up to one of a few numbers of rows. RoIs that share a row share what
+        """A stage on rows: packed, some at a time, rounded up to one of a few numbers. RoIs that share a row share what
         the stage makes of it."""
         (counts_name,) = {self._counts_of[name] for name in step["inputs"] if name in self._counts_of}
         counts = values[counts_name]
@@ -211,19 +211,21 @@ class StagedRunner:
         if rows == 0:
             shapes = {name: step["shapes"][name][2:] for name in step["outputs"]}
             return {name: Rows(np.zeros((0, *shape), np.float32), counts) for name, shape in shapes.items()}
-        most = chunk_of(step)
-        bucket = bucket_of(rows, step["slots"] * len(counts), most)
-        chunks = []
-        for start in range(0, bucket, most):
-            stop = min(start + most, bucket)
-            feeds = {name: self._some(worker, step, name, given[name], start, stop) for name in step["inputs"]}
-            found = worker.sessions[step["name"]].run(feeds)
-            chunks.append(found if bucket <= most else {name: value.copy() for name, value in found.items()})
-        made = {
-            name: (chunks[0][name] if len(chunks) == 1 else np.concatenate([c[name] for c in chunks]))[:rows, 0]
-            for name in step["outputs"]
+        sizes = chunks_of(step, rows, len(counts))
+        made: dict[str, np.ndarray] = {}
+        start = 0
+        for size in sizes:
+            feeds = {name: self._some(worker, step, name, given[name], start, start + size) for name in step["inputs"]}
+            for name, some in worker.sessions[step["name"]].run(feeds).items():
+                if start == 0:
+                    made[name] = some if len(sizes) == 1 else np.empty((sum(sizes), *some.shape[1:]), some.dtype)
+                if len(sizes) > 1:
+                    made[name][start : start + size] = some
+            start += size
+        return {
+            name: Rows(data[:rows, 0] if places is None else data[:rows, 0][places], counts)
+            for name, data in made.items()
         }
-        return {name: Rows(data if places is None else data[places], counts) for name, data in made.items()}
 
     def _rows_given(
         self, step: Mapping[str, Any], values: Mapping[str, Any], counts: np.ndarray

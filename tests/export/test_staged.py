@@ -17,7 +17,7 @@ from regionrt.runtime import native
 from regionrt.runtime.backends import openvino as openvino_backend
 from regionrt.runtime.backends import staged_buckets
 from regionrt.runtime.backends.staged import Rows, StagedRunner
-from regionrt.runtime.backends.staged_buckets import bucket_of
+from regionrt.runtime.backends.staged_buckets import chunks_of
 from regionrt.runtime.bundle import Manifest
 from regionrt.runtime.loading import runner_for
 
@@ -219,16 +219,29 @@ def test_a_stage_file_changed_on_disk(fixed, copy_of):
         rt.load(bundle, backend="onnxruntime", form="staged")
 
 
-@pytest.mark.parametrize(("rows", "bucket"), [(0, 1), (1, 32), (32, 32), (33, 64), (99, 100), (100, 100)])
-def test_rows_are_rounded_up_to_few_numbers(rows, bucket):
-    assert bucket_of(rows, 100) == bucket
+@pytest.mark.parametrize(
+    ("row", "rows", "chunks"),
+    [
+        ([256, 7, 7], 1, [32]),
+        ([256, 7, 7], 33, [64]),
+        ([256, 7, 7], 300, [256, 64]),
+        ([256, 7, 7], 512, [256, 256]),
+        ([256, 7, 7], 995, [256, 256, 256, 232]),  # no more than there are slots
+        ([14, 14, 256], 3, [8]),
+        ([14, 14, 256], 66, [32, 32, 8]),
+        ([14, 14, 256], 999, [32] * 31 + [8]),
+    ],
+)
+def test_rows_go_in_chunks_of_few_sizes(row, rows, chunks):
+    stage = {"slots": 1000, "inputs": ["labels", "features"], "shapes": {"labels": [None, 1], "features": [None, *row]}}
+    assert chunks_of(stage, rows) == chunks
+    assert sum(chunks_of(stage, rows, images=2)) >= sum(chunks)
 
 
 def test_many_rows_go_in_chunks(fixed, monkeypatch):
     """More rows than go at once: the same as all at once."""
     wanted = runner_of(fixed, "openvino").run(*placed(fixed, 4))
-    monkeypatch.setattr(staged_buckets, "_CHUNK", 16)
-    monkeypatch.setattr(staged_buckets, "_STEP", 8)
+    monkeypatch.setattr(staged_buckets, "_SMALL", staged_buckets._Sizes(step=8, chunk=16))
     runner, seen = runner_of(fixed, "openvino"), []
     session = runner._stages["dense_1"].session()
     run = session.run
