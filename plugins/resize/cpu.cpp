@@ -13,10 +13,21 @@ constexpr int64_t kRowsPerItem = 32;
 
 typedef float Pixel __attribute__((vector_size(16)));  // three channels and one that is overwritten by the next pixel
 
-static inline Pixel load_pixel(const uint8_t* from) {
-    typedef uint8_t Four __attribute__((vector_size(4)));
-    typedef int32_t Wide __attribute__((vector_size(16)));
-    return __builtin_convertvector(__builtin_convertvector(load_as<Four>(from), Wide), Pixel);
+// A target pixel of one source row: what lies between its pixels at `low` and at `high`.
+static inline Pixel between(const uint8_t* low, const uint8_t* high, float weight) {
+    Pixel pair[2];
+#if defined(__AVX2__)  // both in one conversion: GCC takes vectors of a few bytes apart byte by byte
+    const __m128i bytes = _mm_set_epi32(0, 0, load_as<int32_t>(high), load_as<int32_t>(low));
+    store_as(pair, _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(bytes)));
+#elif defined(__SSE2__)
+    const __m128i none = _mm_setzero_si128();
+    const __m128i words = _mm_unpacklo_epi8(_mm_set_epi32(0, 0, load_as<int32_t>(high), load_as<int32_t>(low)), none);
+    pair[0] = (Pixel)_mm_cvtepi32_ps(_mm_unpacklo_epi16(words, none));
+    pair[1] = (Pixel)_mm_cvtepi32_ps(_mm_unpackhi_epi16(words, none));
+#else
+    for (int c = 0; c < 4; ++c) pair[0][c] = (float)low[c], pair[1][c] = (float)high[c];
+#endif
+    return mix(pair[0], pair[1], (1 - weight) - Pixel{}, weight - Pixel{});
 }
 
 // One source row at the target's width: out [width · channels]. `taps` are in pixels.
@@ -25,9 +36,7 @@ static void widen_row(const uint8_t* row, int32_t source, const LinearTap* taps,
     int64_t x = 0;
     if (channels == 3) {  // four bytes are read per pixel, which the last one of the row does not have
         for (; x + 1 < width && taps[x].high + 1 < source; ++x) {
-            const Pixel low = load_pixel(row + 3 * taps[x].low), high = load_pixel(row + 3 * taps[x].high);
-            const float weight = taps[x].weight;
-            store_as(out + 3 * x, mix(low, high, (1 - weight) - Pixel{}, weight - Pixel{}));
+            store_as(out + 3 * x, between(row + 3 * taps[x].low, row + 3 * taps[x].high, taps[x].weight));
         }
     }
     for (; x < width; ++x) {
