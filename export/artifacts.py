@@ -36,12 +36,9 @@ def whole_artifact(
 
 
 def cut_for_ncnn(dense: Sequence[Stage]) -> dict[str, NcnnStage]:
-    """By the stages' files: those that can be cut, on whole photos or large crops. ncnn takes maps one by one, and the
-    small ones of RoIs are faster as the batch that they are."""
-    found = {stage_file(stage): (stage, ncnn_stage(stage.model)) for stage in dense}
-    return {
-        file: cut for file, (stage, cut) in found.items() if cut is not None and (stage.slots is None or cut.on_large())
-    }
+    """By the stages' files: those that can be cut."""
+    found = {stage_file(stage): ncnn_stage(stage.model, rows=stage.slots is not None) for stage in dense}
+    return {file: cut for file, cut in found.items() if cut is not None}
 
 
 def staged_artifacts(

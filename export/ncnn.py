@@ -6,7 +6,7 @@ text of the layers and the order of the weights are those of ncnn's .param and .
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,29 +14,31 @@ import numpy as np
 import onnx_ir as ir
 
 from .passes.layers import LAYERS
-from .passes.ncnn_layers import Weight, layer_of, own_activation, reads
+from .passes.ncnn_layers import MULTIPLY, Weight, layer_of, own_activation, reads
+from .passes.stack import Stack, stack_of
 from .passes.trunk import Trunk, trunk_of
 
 _MAGIC = "7767517"
 LARGE_PX = 64
-"""A map of that side keeps a CPU's threads busy alone; smaller ones are faster as a batch, which ncnn does not know."""
+"""A map of that side keeps a CPU's threads busy alone; of smaller ones, ncnn takes many as one tall map."""
 LEAST_SHARE = 0.5
 """Of a stage's layers: with fewer in the trunk the stage stays with the other engines."""
 
 
 @dataclass(frozen=True)
 class NcnnStage:
-    """`trunk`, and its nodes as lines of a .param file. blobs: names of what goes in and out there, by the value's."""
+    """`trunk`, and its nodes as lines of a .param file. blobs: names of what goes in and out there, by the value's.
+
+    stack: how the maps of a batch become one, None where they come one by one. gaps: blobs that take which rows are a
+    map's, 1, and which lie between two, 0, by how many times as large as its inputs the maps there are.
+    """
 
     trunk: Trunk
     layers: tuple[str, ...]
     blobs: Mapping[str, str]
     weights: tuple[Weight, ...]
-
-    def on_large(self) -> bool:
-        """Whether the maps are large, each for itself."""
-        sides = [side for value in self.trunk.inputs for side in (value.shape or ())[2:]]
-        return all(isinstance(side, int) and side >= LARGE_PX for side in sides)
+    stack: Stack | None = None
+    gaps: Mapping[int, str] = field(default_factory=dict)
 
     def files(self, stage: str) -> tuple[str, ...]:
         """What the stage whose ONNX file is `stage` consists of here; the first one names the others."""
@@ -58,9 +60,16 @@ class NcnnStage:
             "after": around.get(_named(stage, "ncnn.after.onnx")),
             "inputs": {name: self.blobs[name] for name in _names(self.trunk.inputs)},
             "outputs": {name: self.blobs[name] for name in _names(self.trunk.outputs)},
+            "stack": self._stack_json(),
             "layers": list(self.layers),
             "weights": {"file": weights, "pieces": [_piece(weight) for weight in self.weights]},
         }
+
+    def _stack_json(self) -> dict[str, Any] | None:
+        if self.stack is None:
+            return None
+        gaps = {blob: times for times, blob in self.gaps.items()}
+        return {"height": self.stack.height, "gap": self.stack.gap, "gaps": gaps}
 
 
 def pieces_of(cuts: Mapping[str, NcnnStage]) -> dict[str, ir.Model]:
@@ -74,17 +83,30 @@ def write_cuts(folder: Path, cuts: Mapping[str, NcnnStage], weights: str) -> Non
         (folder / cut.files(stage)[0]).write_text(json.dumps(cut.to_json(stage, weights)) + "\n", encoding="utf-8")
 
 
-def ncnn_stage(model: ir.Model) -> NcnnStage | None:
-    """`model`, a dense stage in fp32, for ncnn; None where ncnn has no equal of most of its layers."""
+def ncnn_stage(model: ir.Model, *, rows: bool = False) -> NcnnStage | None:
+    """`model`, a dense stage in fp32, for ncnn; None where ncnn has no equal of most of its layers.
+
+    rows: the maps are those of RoIs, of which there are many. Unless they are large they are stacked; None where they
+    cannot be, or no convolution would gain by it.
+    """
     trunk = trunk_of(model, lambda node: node.domain == "" and layer_of(node) is not None, reads)
     layers = sum(node.op_type in LAYERS for node in model.graph)
     inside = sum(node.op_type in LAYERS for node in trunk.nodes)
     if not inside or inside < LEAST_SHARE * layers:
         return None
-    return _written(trunk)
+    if not rows or _on_large(trunk):
+        return _written(trunk)
+    stack = stack_of(trunk, reads)
+    return _written(trunk, stack) if stack is not None and stack.gap else None
 
 
-def _written(trunk: Trunk) -> NcnnStage:
+def _on_large(trunk: Trunk) -> bool:
+    """Whether the maps are large, each for itself."""
+    sides = [side for value in trunk.inputs for side in (value.shape or ())[2:]]
+    return all(isinstance(side, int) and side >= LARGE_PX for side in sides)
+
+
+def _written(trunk: Trunk, stack: Stack | None = None) -> NcnnStage:
     """The trunk in ncnn's text. A blob is read once there: what several layers read is split first."""
     lines: list[tuple[str, list[str], list[str], Mapping[int, Any]]] = []
     weights: list[Weight] = []
@@ -111,12 +133,21 @@ def _written(trunk: Trunk) -> NcnnStage:
     for value in trunk.inputs:
         lines.append(("Input", [], [give(value)], {}))
         split(value)
+    clears = stack.clears if stack is not None else {}
+    gaps = {times: f"gaps{times}" for times in sorted(set(clears.values()))}
+    for times, blob in gaps.items():
+        copies = [f"{blob}_{i}" for i, found in enumerate(clears.values()) if found == times]
+        lines += [("Input", [], [blob], {}), ("Split", [blob], copies, {})]
+    cleared = {node: f"gaps{times}_{i}" for i, (node, times) in enumerate(clears.items())}
     for node in trunk.nodes:
         if node in skipped:
             continue
         found = layer_of(node)
         assert found is not None  # it is in the trunk
         taken = [queues[value].pop(0) for value in reads(node)]
+        if node in cleared:
+            both, taken = [*taken, cleared[node]], [f"{taken[0]}_cleared"]
+            lines.append(("BinaryOp", both, taken, {0: MULTIPLY}))
         activation, parameters = fused.get(node, (node, {}))
         output = activation.outputs[0]
         lines.append((found.type, taken, [give(output)], {**found.parameters, **parameters}))
@@ -125,7 +156,7 @@ def _written(trunk: Trunk) -> NcnnStage:
     blobs = {str(v.name): names[v] for v in trunk.inputs} | {str(v.name): queues[v].pop(0) for v in trunk.outputs}
     count = sum(len(outputs) for _, _, outputs, _ in lines)
     text = (_MAGIC, f"{len(lines)} {count}", *(_line(i, *line) for i, line in enumerate(lines)))
-    return NcnnStage(trunk, text, blobs, tuple(weights))
+    return NcnnStage(trunk, text, blobs, tuple(weights), stack, gaps)
 
 
 def _fused(trunk: Trunk) -> dict[ir.Node, tuple[ir.Node, dict[int, Any]]]:

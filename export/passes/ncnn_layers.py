@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-_ADD, _MUL = 0, 2  # BinaryOp's operations
+ADD, MULTIPLY = 0, 2  # BinaryOp's operations
 _RELU, _CLIP = 1, 3  # what a convolution does with its results itself
 
 
@@ -102,7 +102,7 @@ def _sum_or_product(node: ir.Node) -> Layer | None:
     alike = [(a[:2] == b[:2] and a[2:] in (b[2:], [1, 1])) for a, b in (shapes, shapes[::-1])]
     if not any(alike):  # equal maps, or one number for each channel of a map
         return None
-    return Layer("BinaryOp", {0: _ADD if node.op_type == "Add" else _MUL})
+    return Layer("BinaryOp", {0: ADD if node.op_type == "Add" else MULTIPLY})
 
 
 def _concat(node: ir.Node) -> Layer | None:

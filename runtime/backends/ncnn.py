@@ -15,6 +15,7 @@ import numpy as np
 from regionrt.runtime.errors import BackendError, BundleError
 from regionrt.runtime.machine import usable_cores
 
+from .ncnn_stack import StackLayout, Stacks
 from .onnxruntime import OnnxRuntimeStage, OnnxRuntimeStages
 
 _FLOAT32 = bytes(4)  # the type that stands before a layer's weights in ncnn's files
@@ -43,14 +44,14 @@ class NcnnStages:
             return self._others.open(path, stage)
         cut = _Cut(path)
         before, after = self._around(cut, cut.before), self._around(cut, cut.after)
-        return NcnnStage(self._ncnn, self._net(cut), cut, before, after, tuple(stage["outputs"]))
+        return NcnnStage(self._ncnn, self._load(cut), cut, before, after, tuple(stage["outputs"]))
 
     def _around(self, cut: _Cut, piece: Mapping[str, Any] | None) -> _Piece | None:
         if piece is None:
             return None
         return _Piece(self._others.open(cut.path.parent / piece["file"], piece), tuple(piece["inputs"]))
 
-    def _net(self, cut: _Cut) -> Any:
+    def _load(self, cut: _Cut) -> Any:
         ncnn = self._ncnn
         net = ncnn.Net()
         options = net.opt
@@ -102,39 +103,56 @@ class NcnnSession:
     def __init__(self, stage: NcnnStage) -> None:
         self._stage = stage
         self._memory = stage.ncnn.PoolAllocator(), stage.ncnn.PoolAllocator()
+        self._stacks = None if stage.cut.stack is None else Stacks(stage.cut.stack)
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        stage, cut = self._stage, self._stage.cut
+        stage = self._stage
         values = dict(feeds)
         if stage.before is not None:
             values |= stage.before.run(values)
-        images = len(next(iter(feeds.values())))
-        for image in range(images):
-            taken = {name: np.ascontiguousarray(values[name][image]) for name in cut.inputs}
-            for name, found in self._one(taken).items():
-                if image == 0:
-                    values[name] = np.empty((images, *found.shape), np.float32)
-                values[name][image] = found
+        maps = {name: values[name] for name in stage.cut.inputs}
+        values |= self._one_by_one(maps) if self._stacks is None else self._as_one(self._stacks, maps)
         if stage.after is not None:
             values |= stage.after.run(values)
         return {name: values[name] for name in stage.outputs}
 
-    def _one(self, image: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """The net on one image: maps float32 [C, H, W] by name, which ncnn reads where they lie."""
+    def _one_by_one(self, maps: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The net on maps float32 [N, C, H, W] by name, each image for itself."""
+        blobs = self._stage.cut.inputs
+        images = len(next(iter(maps.values())))
+        values: dict[str, np.ndarray] = {}
+        for image in range(images):
+            found = self._net({blobs[name]: np.ascontiguousarray(each[image]) for name, each in maps.items()})
+            for name, mat in found.items():
+                if image == 0:
+                    values[name] = np.empty((images, *mat.shape), np.float32)
+                values[name][image] = mat
+        return values
+
+    def _as_one(self, stacks: Stacks, maps: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The same, all of a batch in one run."""
+        blobs = self._stage.cut.inputs
+        first = next(iter(maps.values()))
+        taken = {blobs[name]: stacks.tall(name, each) for name, each in maps.items()}
+        found = self._net(taken | stacks.gaps(len(first), first.shape[3]))
+        return {name: stacks.apart(mat, len(first)) for name, mat in found.items()}
+
+    def _net(self, maps: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Maps float32 [C, H, W] by blob, which ncnn reads where they lie; what it makes of them by name."""
         stage = self._stage
         extractor = stage.net.create_extractor()
         blobs, workspace = self._memory
         extractor.set_blob_allocator(blobs)
         extractor.set_workspace_allocator(workspace)
-        failed = [n for n, array in image.items() if extractor.input(stage.cut.inputs[n], stage.ncnn.Mat(array))]
+        failed = [blob for blob, array in maps.items() if extractor.input(blob, stage.ncnn.Mat(array))]
         found = {}
         for name, blob in stage.cut.outputs.items():
             status, mat = extractor.extract(blob)
             found[name] = np.asarray(mat)
             failed += [name] if status else []
         if failed:
-            shapes = {name: list(array.shape) for name, array in image.items()}
-            raise BackendError(f"ncnn: failed on {shapes} at {failed[0]}; is there memory enough?")
+            shapes = [list(array.shape) for array in maps.values()]
+            raise BackendError(f"ncnn: failed on maps of {shapes} at {failed[0]}; is there memory enough?")
         return found
 
 
@@ -149,6 +167,7 @@ class _Cut:
             self.after: Mapping[str, Any] | None = data["after"]
             self.inputs: dict[str, str] = dict(data["inputs"])
             self.outputs: dict[str, str] = dict(data["outputs"])
+            self.stack = StackLayout.of(data.get("stack"))
             self.layers = [str(line) for line in data["layers"]]
             self.pieces: list[Mapping[str, Any]] = list(data["weights"]["pieces"])
             self.weights_file: str = data["weights"]["file"]
