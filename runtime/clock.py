@@ -2,6 +2,8 @@
 
 **Interleaving.** What is compared runs round-robin, one call each per round, and each round starts with another one:
 a machine that slows down in the middle slows all of them, and none always runs in the caches that the same one left.
+Before each call, the threads of the one before come to rest: PyTorch's wait busily for some milliseconds when their
+work is done, on a CPU that the next one needs.
 
 **Disturbed samples.** Linux counts for each thread how long it was ready to run but had no CPU (`schedstat`), and for
 a virtual machine how long the host gave its CPUs to others (`steal`). A sample counts as disturbed when the waits of
@@ -21,6 +23,7 @@ from __future__ import annotations
 import gc
 import math
 import os
+import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -39,6 +42,8 @@ BUSY = 0.8
 _PAUSES = f"processor time per wall time fell {PAUSE_SHARE:.0%} below the usual"
 RULE = f"set aside where waiting for a CPU or steal reached {WAIT_SHARE:.0%} of the sample's wall time, or {_PAUSES}"
 NO_RULE = f"set aside where {_PAUSES}; this system does not tell how long threads waited for a CPU"
+REST_S = 0.05
+"""The longest that threads are waited for before a call: those that never rest are part of what is measured."""
 _TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 
 
@@ -147,6 +152,7 @@ def measure(
         while not _enough(done, time.perf_counter() - started, options):
             first = done % len(names)
             for name in names[first:] + names[:first]:
+                _rest()
                 samples[name].append(_sample(calls[name]))
             done += 1
             gc.collect(0)
@@ -174,6 +180,29 @@ def _warm_up(calls: Mapping[str, Callable[[], Any]], options: TimingOptions) -> 
         for call in calls.values():
             call()
         done += 1
+
+
+def _rest() -> None:
+    """Waits until no other thread of this process is running or ready to, for `REST_S` at most."""
+    until = time.perf_counter() + REST_S
+    while _others_run() and time.perf_counter() < until:
+        time.sleep(0.0005)
+
+
+def _others_run() -> bool:
+    """False where the system does not tell."""
+    own = str(threading.get_native_id())
+    try:
+        return any(_runs(Path(task.path)) for task in os.scandir("/proc/self/task") if task.name != own)
+    except OSError:
+        return False
+
+
+def _runs(task: Path) -> bool:
+    try:
+        return (task / "stat").read_text().rpartition(")")[2].split()[0] == "R"
+    except (FileNotFoundError, ProcessLookupError):  # it ended meanwhile
+        return False
 
 
 def _sample(call: Callable[[], Any]) -> _Sample:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import gc
+import hashlib
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
@@ -38,6 +40,34 @@ def test_rounds_are_interleaved_and_start_with_another_one() -> None:
     order: list[str] = []
     measure({name: (lambda name=name: order.append(name)) for name in "abc"}, QUICK)
     assert "".join(order) == "abcbcacab" * 2
+
+
+def in_background(done: threading.Event, rounds: int) -> None:
+    """Keeps a CPU busy from a thread of its own, which needs no interpreter."""
+
+    def work() -> None:
+        hashlib.pbkdf2_hmac("sha256", b"", b"", rounds)
+        done.set()
+
+    threading.Thread(target=work).start()
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/task"), reason="this system does not tell which threads run")
+def test_a_call_waits_for_the_threads_of_the_one_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clock, "REST_S", 60.0)
+    done, seen = threading.Event(), []
+    calls = {"leaves a thread": lambda: in_background(done, 50_000), "next": lambda: seen.append(done.is_set())}
+    measure(calls, TimingOptions(0, 0, rounds=1))
+    assert seen == [True]
+
+
+def test_a_thread_that_never_rests_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clock, "REST_S", 0.01)
+    done, seen = threading.Event(), []
+    in_background(done, 3_000_000)
+    measure({"next": lambda: seen.append(done.is_set())}, TimingOptions(0, 0, rounds=1))
+    assert seen == [False]
+    assert done.wait(120)
 
 
 def test_warm_up_is_not_counted() -> None:
