@@ -1,12 +1,15 @@
 """The verbs that measure and decide: bench, deploy, demo."""
 
 import json
+import os
 import shlex
 import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from regionrt.runtime.openmp import short_spins
 
 from . import arguments, console, searching
 from .app import verb
@@ -97,6 +100,7 @@ def bench(
         return
     if given := [name for name, value in own.items() if value is not None]:
         raise typer.BadParameter(f"{', '.join(given)}: only with --suite")
+    os.environ.update(short_spins())  # before PyTorch is loaded
     from regionrt.bench.report import BenchOptions, render
     from regionrt.bench.report import bench as run
 
@@ -174,6 +178,7 @@ def deploy(
     as_json: arguments.AsJson = False,
 ) -> None:
     """Compress, export, build, verify and bench in one; refuses (exit code 1) when too much accuracy is lost."""
+    os.environ.update(short_spins())
     from regionrt.bench.report import BenchOptions
     from regionrt.export import ExportOptions
     from regionrt.export.compress.checkpoint import CompressOptions, compress_checkpoint
@@ -237,6 +242,7 @@ def _print_report(report: Any, page: Path, as_json: bool) -> None:
 @verb()
 def demo(out: Annotated[Path, typer.Option(metavar="DIR", help="everything goes there")] = Path("demo")) -> int:
     """The whole road on data it makes itself: train, evaluate, export, build, verify, infer, bench."""
+    os.environ.update(short_spins())
     from .demo import demo as run
 
     return run(out)

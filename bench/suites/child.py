@@ -16,6 +16,7 @@ from typing import Any
 
 import regionrt
 from regionrt.bench.environment import without_folders
+from regionrt.runtime.openmp import short_spins
 
 Tell = Callable[[str], None]
 
@@ -63,7 +64,7 @@ def _run(module: str, job: dict[str, Any], log: Any, limit_seconds: float, tell:
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=log,
-        env={**os.environ, "PYTHONPATH": paths},
+        env={**os.environ, **short_spins(), "PYTHONPATH": paths},
         start_new_session=True,  # so that torch.compile's own processes end with it
         text=True,
     )

@@ -5,9 +5,7 @@ from __future__ import annotations
 import ctypes
 import json
 import math
-import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,12 +14,12 @@ import numpy as np
 
 from regionrt.runtime.errors import BackendError, BundleError
 from regionrt.runtime.machine import usable_cores
+from regionrt.runtime.openmp import importing_with_short_spins
 
 from .ncnn_stack import StackLayout, Stacks
 from .onnxruntime import OnnxRuntimeStage, OnnxRuntimeStages
 
 _FLOAT32 = bytes(4)  # the type that stands before a layer's weights in ncnn's files
-_SPINS = 10_000  # a fifth of a millisecond; libgomp's own choice is thirty times that
 _LAYERS = {
     "Input", "Split", "Convolution", "ConvolutionDepthWise", "Deconvolution", "DeconvolutionDepthWise", "Pooling",
     "Reduction", "BinaryOp", "Concat", "Interp", "Clip", "ReLU", "Sigmoid", "HardSigmoid", "HardSwish",
@@ -239,28 +237,11 @@ def _arrays_of(cut: _Cut) -> list[tuple[bool, np.ndarray]]:
 
 def _library() -> Any:
     try:
-        with _short_spins():
+        with importing_with_short_spins():
             import ncnn
     except ImportError as error:
         raise BackendError(f"ncnn cannot be imported ({error}): pip install 'regionrt[ncnn]'") from error
     return ncnn
-
-
-@contextmanager
-def _short_spins() -> Iterator[None]:
-    """What is imported here brings its own OpenMP, which reads how long its threads are to wait busily.
-
-    By default they do so for milliseconds after a net, on CPUs that the other stages then lack (MobileNetV3-FPN: a
-    fifth of a request); not at all is worse, as there is little between one layer and the next.
-    """
-    chosen = {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys()  # by the user
-    if not chosen:
-        os.environ["GOMP_SPINCOUNT"] = str(_SPINS)
-    try:
-        yield
-    finally:
-        if not chosen:
-            del os.environ["GOMP_SPINCOUNT"]
 
 
 _address = ctypes.pythonapi.PyCapsule_GetPointer

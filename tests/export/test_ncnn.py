@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -197,17 +196,6 @@ def test_engines_are_built_from_whole_stages(fixed):
     manifest = replace(manifest, artifacts=(first, *manifest.artifacts))
     (source,) = _sources(manifest, "tensorrt-rtx", BuildOptions(ops="staged"))
     assert source.backend != "ncnn"
-
-
-def test_only_what_is_imported_there_is_told_how_long_to_spin(monkeypatch):
-    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
-    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
-    with ncnn_backend._short_spins():
-        assert int(os.environ["GOMP_SPINCOUNT"]) > 0
-    assert "GOMP_SPINCOUNT" not in os.environ
-    monkeypatch.setenv("OMP_WAIT_POLICY", "active")
-    with ncnn_backend._short_spins():
-        assert "GOMP_SPINCOUNT" not in os.environ  # the user has chosen
 
 
 def test_without_the_library_the_others_run(fixed, monkeypatch):
