@@ -23,7 +23,7 @@ BOOTSTRAP = 2000
 class Timed:
     """The latencies by name, and in one phrase for each how quiet the machine was ("" if nothing was disturbed).
 
-    noisy: those of which more than half of the requests waited for a CPU, so that none could be set aside.
+    noisy: those of which more than half of the requests waited for a CPU, others having taken a part of them.
     """
 
     latencies: dict[str, Latency]
@@ -152,6 +152,11 @@ def disturbance(timing: Timing) -> str:
         return (
             f"the machine was not quiet: {timing.disturbed} of {len(timing.samples_ms)} requests waited for a CPU, "
             "so all are counted; read p90 and p99 with care"
+        )
+    if 2 * timing.disturbed > len(timing.samples_ms):
+        return (
+            f"{timing.disturbed} of {len(timing.samples_ms)} requests waited for a CPU, which threads of this process "
+            "had: all are counted"
         )
     if timing.disturbed:
         return f"{timing.disturbed} of {len(timing.samples_ms)} requests were disturbed by other load and are left out"

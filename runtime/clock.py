@@ -12,9 +12,10 @@ our threads reach `WAIT_SHARE` of its wall time, or the steal of all CPUs does. 
 a sample in which that falls `PAUSE_SHARE` below the callable's usual one (the 90th percentile) counts as disturbed
 too. That is judged only of callables that usually keep a core busy: one that waits for a GPU or a disk is slow in its
 own right.
-Disturbed samples are set aside, and counted in the result. If fewer than half would remain, all are kept and `noisy`
-is true: then our own threads compete with each other, or the machine is not quiet enough for percentiles that mean
-anything. Where Linux does not tell, only pauses are set aside and `rule` says so. Every sample stays in `samples_ms`
+Disturbed samples are set aside, and counted in the result. If fewer than half would remain, all are kept. Then either
+the threads of this process compete with each other, which is a cost of what is measured; or, if other processes took
+`OTHERS_SHARE` of our CPUs' time, the machine is not quiet enough for percentiles that mean anything, and `noisy` is
+true. Where Linux does not tell, only pauses are set aside and `rule` says so. Every sample stays in `samples_ms`
 and `kept`, for who wants another rule.
 """
 
@@ -37,6 +38,7 @@ from .machine import describe_machine, peak_rss_bytes
 
 WAIT_SHARE = 0.05
 PAUSE_SHARE = 0.25
+OTHERS_SHARE = 0.02
 BUSY = 0.8
 """Processor seconds per wall second from which a callable counts as keeping a core busy."""
 _PAUSES = f"processor time per wall time fell {PAUSE_SHARE:.0%} below the usual"
@@ -44,6 +46,7 @@ RULE = f"set aside where waiting for a CPU or steal reached {WAIT_SHARE:.0%} of 
 NO_RULE = f"set aside where {_PAUSES}; this system does not tell how long threads waited for a CPU"
 REST_S = 0.05
 """The longest that threads are waited for before a call: those that never rest are part of what is measured."""
+_BUSY_COLUMNS = (1, 2, 3, 6, 7, 8)  # of /proc/stat: user, nice, system, interrupts of both kinds, steal
 _TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 
 
@@ -71,6 +74,8 @@ class Timing:
 
     `items_per_call` photos per call give `throughput_per_s` photos per second; `cpu_ms` is processor time of the whole
     process per call (divided by `mean_ms`: how many cores were busy); `spread_ms` the range between the quartiles.
+    `others_share`: of the time of the CPUs that this process may use, how much others took while all was measured; None
+    where the system does not tell.
     """
 
     name: str
@@ -84,6 +89,7 @@ class Timing:
     cpu_ms: float
     throughput_per_s: float
     disturbed: int
+    others_share: float | None
     noisy: bool
     rule: str
     samples_ms: tuple[float, ...]
@@ -148,6 +154,7 @@ def measure(
     gc.collect()
     gc.disable()  # a collection in the middle of a sample would be charged to whoever happened to run
     try:
+        busy = _Busy()
         started, done = time.perf_counter(), 0
         while not _enough(done, time.perf_counter() - started, options):
             first = done % len(names)
@@ -162,7 +169,8 @@ def measure(
         if collecting:
             gc.enable()
     items = items_per_call if isinstance(items_per_call, Mapping) else dict.fromkeys(names, items_per_call)
-    timings = {name: _timing(name, samples[name], items[name]) for name in names}
+    others = busy.others_share()
+    timings = {name: _timing(name, samples[name], items[name], others) for name in names}
     return Measurement(timings, done, describe_machine(), peak_rss_bytes())
 
 
@@ -184,8 +192,8 @@ def _warm_up(calls: Mapping[str, Callable[[], Any]], options: TimingOptions) -> 
 
 def _rest() -> None:
     """Waits until no other thread of this process is running or ready to, for `REST_S` at most."""
-    until = time.perf_counter() + REST_S
-    while _others_run() and time.perf_counter() < until:
+    until = time.monotonic() + REST_S
+    while _others_run() and time.monotonic() < until:
         time.sleep(0.0005)
 
 
@@ -232,6 +240,32 @@ def _waited_s() -> float | None:
     return total * 1e-9
 
 
+class _Busy:
+    """How busy the CPUs that this process may use are, from now on."""
+
+    def __init__(self) -> None:
+        self._cpus = os.sched_getaffinity(0)
+        self._start = self._now()
+
+    def others_share(self) -> float | None:
+        """Of their time, how much went to other processes or was stolen; None where the system does not tell."""
+        now = self._now()
+        if now is None or self._start is None:
+            return None
+        wall, everything, own = (later - before for later, before in zip(now, self._start, strict=True))
+        return max(everything - own, 0.0) / max(wall * len(self._cpus), 1e-9)
+
+    def _now(self) -> tuple[float, float, float] | None:
+        """Seconds: by the clock, spent by those CPUs on anything, and by this process."""
+        try:
+            lines = [line.split() for line in Path("/proc/stat").read_text().splitlines()]
+            own = [line for line in lines if line[0][:3] == "cpu" and line[0][3:] in {str(cpu) for cpu in self._cpus}]
+            busy = sum(int(line[column]) for line in own for column in _BUSY_COLUMNS)
+        except (OSError, IndexError, ValueError):
+            return None
+        return time.perf_counter(), busy * _TICK_S, time.process_time()
+
+
 def _stolen_s() -> float:
     try:
         with open("/proc/stat") as file:
@@ -250,13 +284,13 @@ def _paused(samples: list[_Sample]) -> np.ndarray:
     return (busy <= (1 - PAUSE_SHARE) * usual) & (usual >= BUSY)
 
 
-def _timing(name: str, samples: list[_Sample], items: int) -> Timing:
+def _timing(name: str, samples: list[_Sample], items: int, others: float | None) -> Timing:
     wall_ms = np.array([sample.wall_s for sample in samples]) * 1e3
     told = all(sample.waited_s is not None for sample in samples)
     clean = ~_waited(samples) & ~_paused(samples)
     disturbed = int((~clean).sum())
-    noisy = 2 * disturbed > len(samples)
-    kept = np.ones(len(samples), bool) if noisy else clean
+    most = 2 * disturbed > len(samples)
+    kept = np.ones(len(samples), bool) if most else clean
     p25, p50, p75, p90, p99 = (float(value) for value in np.percentile(wall_ms[kept], [25, 50, 75, 90, 99]))
     mean = float(wall_ms[kept].mean())
     return Timing(
@@ -271,7 +305,8 @@ def _timing(name: str, samples: list[_Sample], items: int) -> Timing:
         cpu_ms=float(np.mean([sample.cpu_s for sample, keep in zip(samples, kept, strict=True) if keep])) * 1e3,
         throughput_per_s=items / (mean * 1e-3) if mean else float("inf"),
         disturbed=disturbed,
-        noisy=noisy,
+        others_share=others,
+        noisy=most and (others is None or others >= OTHERS_SHARE),
         rule=RULE if told else NO_RULE,
         samples_ms=tuple(float(value) for value in wall_ms),
         kept=tuple(bool(value) for value in kept),

@@ -99,7 +99,7 @@ class Row:
     matched: of eager's detections the share found again (same label, IoU > 0.9), over all photos.
     matched_on_canvas (ours): of the detections of eager fed with the same uint8 canvas; differs from `matched` where
     the net resizes, because torchvision feeds the resized photo unrounded, and by torchvision's rounding in NMS.
-    noisy: more than half of its requests waited for a CPU, so that none could be set aside.
+    noisy: more than half of its requests waited for a CPU, and others took a part of them.
     """
 
     id: str

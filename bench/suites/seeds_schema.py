@@ -30,7 +30,7 @@ class SeedRow:
     latency: of a whole request, or of what else its comparison is about. Where `factor` is not 1, only a part was
     measured, each sample is that part times `factor` (and what `measured` names beside): it is extrapolated.
     matched: share of PyTorch's detections with a partner of the same label and IoU > 0.9. noisy: more than half of the
-    calls waited for a CPU, so that none could be set aside.
+    calls waited for a CPU, and others took a part of them.
     """
 
     id: str

@@ -1,14 +1,15 @@
 """Latency: the figures are those that were put in, every candidate gets the same photos, stages add up."""
 
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from fake_candidates import FakeClock, FakeRunner, fake_predictor, photos
 
-from regionrt.bench.latency import speedup, time_requests
+from regionrt.bench.latency import disturbance, speedup, time_requests
 from regionrt.bench.schema import Latency
-from regionrt.runtime.clock import TimingOptions
+from regionrt.runtime.clock import TimingOptions, measure
 
 
 @pytest.fixture
@@ -45,6 +46,22 @@ def test_each_round_gives_every_candidate_the_same_photo(clock):
     time_requests({n: fake_predictor(r) for n, r in runners.items()}, photos(3), options, batch=1)
     expected = [[i % 3] for i in range(8)]
     assert all(runner.seen == expected for runner in runners.values())
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({}, ""),
+        ({"disturbed": 2}, "2 of 5 requests were disturbed by other load and are left out"),
+        ({"disturbed": 4}, "4 of 5 requests waited for a CPU, which threads of this process had: all are counted"),
+        ({"disturbed": 4, "noisy": True}, "the machine was not quiet: 4 of 5 requests waited for a CPU"),
+    ],
+)
+def test_who_got_in_the_way_is_said(changes, words):
+    timing = measure({"a": lambda: None}, TimingOptions(0, 0.0, rounds=5))["a"]
+    found = disturbance(replace(timing, **{"disturbed": 0, "noisy": False, **changes}))
+    assert found.startswith(words)
+    assert bool(found) == bool(words)
 
 
 def test_throughput_in_batches(clock):

@@ -109,9 +109,14 @@ def test_percentiles_are_over_the_clean_samples(monkeypatch: pytest.MonkeyPatch)
     assert len(timing.samples_ms) == 102
 
 
-def test_where_most_samples_are_disturbed_all_are_kept_and_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("others", "noisy"), [(0.3, True), (0.001, False), (None, True)])
+def test_where_most_samples_are_disturbed_all_are_kept_and_it_says_by_whom(
+    others: float | None, noisy: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(clock._Busy, "others_share", lambda self: others)
     timing = scripted(monkeypatch, [10.0, 20.0, 30.0], [9.0, 9.0, 0.0])["net"]
-    assert timing.noisy
+    assert timing.noisy is noisy
+    assert timing.others_share == others
     assert timing.disturbed == 2
     assert all(timing.kept)
     assert timing.p50_ms == pytest.approx(20)
@@ -175,11 +180,29 @@ def test_load_by_others_is_noticed() -> None:
             assert other.stdout is not None
             other.stdout.readline()  # it has started
         timing = measure({"spin": spin}, TimingOptions(0, 0, rounds=20))["spin"]
+        assert timing.others_share is not None
+        assert timing.others_share > 0.3
+        assert timing.noisy
     finally:
         for other in others:
             other.kill()
             other.communicate()
     assert timing.disturbed >= 10
+
+
+@pytest.mark.parametrize(
+    ("later", "share"),
+    [((2.0, 13.0, 5.0), 0.25), ((2.0, 12.0, 5.1), 0.0), (None, None)],
+    ids=["some", "none", "unknown"],
+)
+def test_what_others_took(
+    later: tuple[float, float, float] | None, share: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two seconds on two CPUs, of which this process worked two."""
+    monkeypatch.setattr(clock.os, "sched_getaffinity", lambda pid: {0, 1})
+    seen = iter([(0.0, 10.0, 3.0), later])
+    monkeypatch.setattr(clock._Busy, "_now", lambda self: next(seen))
+    assert clock._Busy().others_share() == share
 
 
 def test_the_result_is_json_and_names_the_machine() -> None:
