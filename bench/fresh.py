@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import subprocess
 import sys
 import tempfile
@@ -76,18 +75,6 @@ def measure_fresh(
         return {"failed": without_folders(why)}
 
 
-def peak_memory_bytes() -> int | None:
-    """Most memory this process has held at once since its program started, or None where Linux does not say.
-
-    `VmHWM`, because getrusage's `ru_maxrss` of a child starts from what its parent held.
-    """
-    try:
-        found = re.search(r"^VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
-    except OSError:
-        return None
-    return int(found[1]) * 1024 if found else None
-
-
 def _predictor(job: Mapping[str, Any]) -> Predictor:
     if job["kind"] == "bundle":
         from regionrt.runtime.loading import load
@@ -123,6 +110,8 @@ def main() -> None:
     loaded = time.perf_counter()
     import numpy as np
 
+    from regionrt.runtime.machine import status_bytes
+
     with np.load(job["photos"]) as stored:
         photos = [stored[name] for name in stored.files if name.startswith("photo_")]
         boxes = [stored[name] for name in stored.files if name.startswith("proposals_")]
@@ -136,7 +125,7 @@ def main() -> None:
     }
     for photo, proposals in zip(photos, given, strict=True):
         predict(photo, *proposals)
-    facts["peak_memory_bytes"] = peak_memory_bytes()
+    facts["peak_memory_bytes"] = status_bytes("VmHWM")  # getrusage's `ru_maxrss` of a child starts from its parent's
     for size in job["batches"]:
         places = [i % len(photos) for i in range(size)]
         predict.batch([photos[i] for i in places], *([[given[i][0] for i in places]] if boxes else []))

@@ -44,7 +44,7 @@ def bench(
     compile_seconds: Annotated[float, typer.Option(help="most for each torch.compile; 0: do not try")] = 120.0,
     suite: Annotated[
         str | None,
-        typer.Option(metavar="ops|peers|seeds|ablations", help="a fixed comparison instead, with its own table"),
+        typer.Option(metavar="ops|peers|seeds|ablations|soak", help="a fixed comparison instead, with its own table"),
     ] = None,
     weights: Annotated[
         Path | None,
@@ -62,11 +62,12 @@ def bench(
         str | None, typer.Option(metavar="HxW,…", help="peers: sizes of the photos, default two; seeds: one, 600x800")
     ] = None,
     rows: Annotated[
-        str | None, typer.Option(metavar="ROW,…", help="peers, seeds, ablations: only these candidates")
+        str | None, typer.Option(metavar="ROW,…", help="peers, seeds, ablations, soak: only these candidates")
     ] = None,
     cases: Annotated[str | None, typer.Option(metavar="CASE,…", help="seeds: only these subjects")] = None,
     backbone: Annotated[str | None, typer.Option(help="seeds: of all nets; default: vgg16")] = None,
     proposals: Annotated[int | None, typer.Option(help="seeds: of each photo; default: 2000")] = None,
+    requests: Annotated[int | None, typer.Option(help="soak: to each artefact; default: 10000")] = None,
     model: arguments.Model = None,
     labels: arguments.Labels = None,
     as_json: arguments.AsJson = False,
@@ -76,7 +77,8 @@ def bench(
     `--suite peers`: whole nets against PyTorch's forms and torchvision's export in other engines. `--suite seeds`: the
     papers' ratios, R-CNN against SPPnet, Fast R-CNN, its SVD, and their training. `--suite ops`: single ops. All take
     `--seconds` for each comparison; `--data` is a folder of photos there. `--suite ablations`: trains and judges Mask
-    R-CNN with RoIPool, softmax masks, an MLP as mask head; `--data` has masks there.
+    R-CNN with RoIPool, softmax masks, an MLP as mask head; `--data` has masks there. `--suite soak`: thousands of
+    requests to each artefact of a bundle: does memory grow, do answers or times change.
     """
     if autotune and suite is not None:
         raise typer.BadParameter("--autotune and --suite are two different runs: give one of them")
@@ -87,12 +89,12 @@ def bench(
         raise typer.BadParameter("--out REPORT is missing: the folder that the report is written to")
     own = {
         "--weights": weights, "--nets": nets, "--sizes": sizes, "--rows": rows,
-        "--cases": cases, "--backbone": backbone, "--proposals": proposals,
+        "--cases": cases, "--backbone": backbone, "--proposals": proposals, "--requests": requests,
     }  # fmt: skip
     if suite is not None:
-        if bundles or checkpoint:
-            raise typer.BadParameter("a suite makes its own nets: leave out BUNDLE and --checkpoint")
-        text = run_suite(suite, out, data, seconds, threads, compile_seconds, own)
+        if checkpoint:
+            raise typer.BadParameter("--checkpoint: not with --suite")
+        text = run_suite(suite, bundles or [], out, data, seconds, threads, compile_seconds, own)
         if not as_json:
             console.out.print(text, markup=False, soft_wrap=True)
         else:

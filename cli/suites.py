@@ -1,6 +1,6 @@
 """The suites of `regionrt bench --suite`: fixed comparisons, each with options of its own."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,11 +16,13 @@ OPTIONS_OF = {
     "peers": ("--data", "--weights", "--nets", "--sizes", "--rows"),
     "seeds": ("--data", "--nets", "--sizes", "--rows", "--cases", "--backbone", "--proposals"),
     "ablations": ("--data", "--weights", "--rows"),
+    "soak": ("--data", "--rows", "--requests"),
 }
 
 
 def run_suite(
     suite: str,
+    bundles: Sequence[Path],
     out: Path,
     data: str | None,
     seconds: float,
@@ -34,6 +36,10 @@ def run_suite(
     given = {name: value for name, value in {**own, "--data": data}.items() if value is not None}
     if unknown := [name for name in given if name not in OPTIONS_OF[suite]]:
         raise typer.BadParameter(f"{', '.join(unknown)}: not with --suite {suite}")
+    if suite == "soak":
+        return _soak(bundles, out, data, threads, own)
+    if bundles:
+        raise typer.BadParameter(f"--suite {suite} makes its own nets: leave out BUNDLE")
     if suite == "ops":
         from regionrt.bench.suites import ops
 
@@ -111,6 +117,24 @@ def _ablations(out: Path, data: str | None, threads: int | None, own: Mapping[st
     )
     report = ablations.run_ablations(options, out, progress=console.say)
     ablations.write(report, out)
+    return report.to_markdown()
+
+
+def _soak(bundles: Sequence[Path], out: Path, data: str | None, threads: int | None, own: Mapping[str, Any]) -> str:
+    from regionrt.bench.suites import soak
+
+    if len(bundles) != 1:
+        raise typer.BadParameter("--suite soak: expected one BUNDLE")
+    defaults = soak.SoakOptions()
+    options = _made(
+        replace,
+        defaults,
+        requests=defaults.requests if own["--requests"] is None else own["--requests"],
+        rows=names_from(own["--rows"]) or defaults.rows,
+        data=Path(data) if data else None,
+        threads=threads,
+    )
+    report = soak.run_soak(bundles[0], options, progress=console.say, keep=lambda done: soak.write(done, out))
     return report.to_markdown()
 
 

@@ -39,14 +39,19 @@ def _cpu_quota() -> float | None:
 
 def peak_rss_bytes() -> int:
     """The most memory this process has held at once since it started (resident set, bytes)."""
+    # getrusage is not the first choice: Linux lets a child start with the peak of the process that made it.
+    return status_bytes("VmHWM") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def status_bytes(name: str) -> int | None:
+    """A line of Linux's /proc/self/status: VmRSS, what is resident; VmHWM, the most that ever was; None elsewhere."""
     try:
         for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
+            if line.startswith(f"{name}:"):
                 return int(line.split()[1]) * 1024
     except OSError:
         pass
-    # Not the first choice: Linux lets a child start with the peak of the process that made it.
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return None
 
 
 def describe_machine() -> dict[str, Any]:

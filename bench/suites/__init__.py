@@ -1,1 +1,1 @@
-"""Fixed comparisons that make a table of their own: `ops` (single operations), `peers` (whole nets)."""
+"""Fixed comparisons with a table of their own, from single ops to whole nets; and `soak`, of a bundle's artefacts."""

@@ -31,6 +31,7 @@ REFUSED = {  # before any file is read
     "bench --out x --suite seeds": {"--seconds": ["-1", "nan"], "--proposals": ["0", "-1"]},
     "bench --out x --suite peers": {"--seconds": ["-1"], "--compile-seconds": ["-1"], "--threads": ["0"]},
     "bench --out x --suite ablations": {"--threads": ["0"]},
+    "bench absent --out x --suite soak": {"--threads": ["0"], "--requests": ["79", "-1"]},
 }  # fmt: skip
 CASES = [(line, name, value) for line, of in REFUSED.items() for name, values in of.items() for value in values]
 
