@@ -28,6 +28,7 @@ from regionrt.bench.schema import Latency, Ratio, Shares
 from regionrt.bench.stage_shares import shares_of
 from regionrt.bench.torchvision_forward import TorchvisionForward
 from regionrt.export import ExportOptions, export_bundle
+from regionrt.export.compress.calibration import Photo
 from regionrt.export.matching import match_scored
 from regionrt.runtime.clock import TimingOptions
 from regionrt.runtime.image import Canvas
@@ -59,7 +60,10 @@ OURS = {
     "onnxruntime-staged-fp32": "ours: staged, ONNX Runtime fp32",
     "ncnn-staged-fp32": "ours: staged, ncnn fp32",
     "onnxruntime-native-fp32": "ours: whole graph, ONNX Runtime fp32",
+    "openvino-staged-int8": "ours: staged, OpenVINO int8",
+    "onnxruntime-staged-int8": "ours: staged, ONNX Runtime int8",
 }
+"""int8 is beside the comparison, which is of the same arithmetic; it is calibrated on the photos that are timed."""
 NAMES = {**PEERS, **OURS}
 
 
@@ -181,7 +185,7 @@ def measure_case(
     torch.set_num_threads(options.threads)
     canvas = canvas_for(module, photos[0].shape[:2])
     case.canvas, case.photos = canvas.to_json(), len(photos)
-    openers = _openers(module, labels, photos[0].shape[:2], canvas, options, scratch, compile_probe, tell)
+    openers = _openers(module, labels, photos, canvas, options, scratch, compile_probe, tell)
     wanted = [EAGER, *(id for id in NAMES if id in options.rows and id != EAGER)]
     open_: dict[str, Predictor] = {}
     found: dict[str, list[Detections]] = {}
@@ -257,7 +261,7 @@ def _compare(case: Case, timed: Timed) -> None:
 def _openers(
     module: nn.Module,
     labels: Sequence[str],
-    size: tuple[int, int],
+    photos: Sequence[np.ndarray],
     canvas: Canvas,
     options: CaseOptions,
     scratch: Path,
@@ -265,6 +269,7 @@ def _openers(
     tell: Tell,
 ) -> dict[str, Callable[[], Predictor]]:
     """Row id → what opens it. Files that several rows need are written by the first of them."""
+    size = photos[0].shape[:2]
 
     def torch_form(form: TorchForm) -> Predictor:
         if form.compiled and (why := compile_probe()):
@@ -286,9 +291,10 @@ def _openers(
         bundle = scratch / precision
         if not bundle.exists():
             tell(f"exporting our bundle, {precision}")
-            forms = ("staged",) if precision == "bf16" else ("staged", "native")
+            forms = ("staged", "native") if precision == "fp32" else ("staged",)
             asked = ExportOptions(precision=precision, ops=forms, size=(canvas.height, canvas.width))
-            export_bundle(module, bundle, asked, labels=labels)
+            seen = [Photo(f"photo {n}", lambda photo=photo: photo) for n, photo in enumerate(photos)]  # type: ignore[misc]
+            export_bundle(module, bundle, asked, labels=labels, photos=seen if precision == "int8" else None)
         return load(bundle, backend, threads=options.threads, form=form, precision=precision)
 
     openers: dict[str, Callable[[], Predictor]] = {

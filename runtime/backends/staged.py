@@ -211,7 +211,7 @@ class StagedRunner:
         if rows == 0:
             shapes = {name: step["shapes"][name][2:] for name in step["outputs"]}
             return {name: Rows(np.zeros((0, *shape), np.float32), counts) for name, shape in shapes.items()}
-        sizes = chunks_of(step, rows, len(counts))
+        sizes = chunks_of(step, rows)
         made: dict[str, np.ndarray] = {}
         start = 0
         for size in sizes:

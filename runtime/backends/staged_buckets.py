@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 
 
 class _Sizes(NamedTuple):
-    """step: rows are rounded up to multiples of it. chunk: no more go at once."""
+    """step: rows are rounded up to multiples of it. most: no more go at once."""
 
     step: int
-    chunk: int
+    most: int
 
 
 _SMALL = _Sizes(32, 256)
@@ -20,17 +20,28 @@ _LARGE = _Sizes(8, 32)
 """Rows of more than this, which convolutions read: 200 MFLOP and more each, so that a spare one costs more than a call;
 and their maps are larger than they are (256 crops of 224×224 px take gigabytes in VGG16)."""
 _LARGE_BYTES = 128 << 10
+_LANES = 8
+"""Chunks are multiples of it: OpenVINO takes as long for 250 rows as for 256."""
 
 
-def chunks_of(stage: Mapping[str, Any], rows: int, images: int = 1) -> list[int]:
-    """On how many rows a stage runs, one time after the other, for `rows` real ones of `images`.
+def chunks_of(stage: Mapping[str, Any], rows: int) -> list[int]:
+    """On how many rows a stage runs, one time after the other, for `rows` real ones.
 
-    Full chunks, and what is left rounded up: to no more than the slots of all images.
+    Full chunks, of which the slots of an image fill a whole number or nearly so, and what is left rounded up. Behind a
+    full chunk that is a half or a whole one where the stage's weights are large beside a row: for OpenVINO each number
+    of rows is another copy of them.
     """
-    step, chunk = _sizes_of(stage)
+    step, most = _sizes_of(stage)
+    slots = stage["slots"]
+    chunk = slots if slots <= most else _up(math.ceil(slots / math.ceil(slots / most)), _LANES)
     whole, left = divmod(rows, chunk)
-    spare = stage["slots"] * images - whole * chunk
-    return [chunk] * whole + ([min(-(-left // step) * step, spare)] if left else [])
+    if whole and (step, most) == _SMALL:
+        step = _up(chunk // 2, _LANES)
+    return [chunk] * whole + ([min(_up(left, step), chunk)] if left else [])
+
+
+def _up(number: int, step: int) -> int:
+    return -(-number // step) * step
 
 
 def usual_shapes(stage: Mapping[str, Any]) -> dict[str, list[int | None]]:

@@ -50,9 +50,7 @@ def test_an_answer_that_changes_is_counted():
 
 def test_an_answer_that_other_threads_spoil_is_counted():
     main = threading.get_ident()
-    found = soak(
-        lambda photo: Answer(np.array([threading.get_ident() == main])), 1, 10, memory=lambda: next(STEADY)
-    )
+    found = soak(lambda photo: Answer(np.array([threading.get_ident() == main])), 1, 10, memory=lambda: next(STEADY))
     assert (found.changed, found.changed_in_threads) == (0, THREADS)
 
 

@@ -120,7 +120,8 @@ def test_the_staged_form_pools_no_more_rows_at_once_than_a_stage_takes(made: Mad
         monkeypatch.setattr(staged.StagedRunner, "_some", watched)
         parts = predict.batch(images, boxes)
     assert 8 < seen[0][1] <= 20
-    assert [rows for rows, _ in seen] == [8] * -(-seen[0][1] // 8)
+    assert max(rows for rows, _ in seen) <= 8
+    assert seen[0][1] <= sum(rows for rows, _ in seen) < seen[0][1] + 8
     for one, other in zip(parts, whole, strict=True):
         np.testing.assert_allclose(one.boxes_xyxy, other.boxes_xyxy, atol=1e-4)
         np.testing.assert_allclose(one.scores, other.scores, atol=1e-6)

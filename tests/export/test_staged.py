@@ -220,35 +220,43 @@ def test_a_stage_file_changed_on_disk(fixed, copy_of):
 
 
 @pytest.mark.parametrize(
-    ("row", "rows", "chunks"),
+    ("row", "slots", "rows", "chunks"),
     [
-        ([256, 7, 7], 1, [32]),
-        ([256, 7, 7], 33, [64]),
-        ([256, 7, 7], 300, [256, 64]),
-        ([256, 7, 7], 512, [256, 256]),
-        ([256, 7, 7], 995, [256, 256, 256, 232]),  # no more than there are slots
-        ([14, 14, 256], 3, [8]),
-        ([14, 14, 256], 66, [32, 32, 8]),
-        ([14, 14, 256], 999, [32] * 31 + [8]),
+        ([256, 7, 7], 1000, 1, [32]),
+        ([256, 7, 7], 1000, 33, [64]),
+        ([256, 7, 7], 1000, 249, [256]),
+        ([256, 7, 7], 1000, 300, [256, 128]),
+        ([256, 7, 7], 1000, 630, [256, 256, 128]),
+        ([256, 7, 7], 1000, 1000, [256, 256, 256, 256]),
+        ([256, 7, 7], 1000, 2000, [256] * 8),  # of two images
+        ([256, 7, 7], 150, 150, [150]),
+        ([256, 7, 7], 300, 300, [152, 152]),
+        ([256, 7, 7], 20, 3, [20]),
+        ([14, 14, 256], 100, 3, [8]),
+        ([14, 14, 256], 100, 66, [32, 32, 8]),
+        ([14, 14, 256], 100, 100, [32, 32, 32, 8]),
     ],
 )
-def test_rows_go_in_chunks_of_few_sizes(row, rows, chunks):
-    stage = {"slots": 1000, "inputs": ["labels", "features"], "shapes": {"labels": [None, 1], "features": [None, *row]}}
+def test_rows_go_in_chunks_of_few_sizes(row, slots, rows, chunks):
+    stage = {
+        "slots": slots,
+        "inputs": ["labels", "features"],
+        "shapes": {"labels": [None, 1], "features": [None, *row]},
+    }
     assert chunks_of(stage, rows) == chunks
-    assert sum(chunks_of(stage, rows, images=2)) >= sum(chunks)
 
 
 def test_many_rows_go_in_chunks(fixed, monkeypatch):
     """More rows than go at once: the same as all at once."""
     wanted = runner_of(fixed, "openvino").run(*placed(fixed, 4))
-    monkeypatch.setattr(staged_buckets, "_SMALL", staged_buckets._Sizes(step=8, chunk=16))
+    monkeypatch.setattr(staged_buckets, "_SMALL", staged_buckets._Sizes(step=8, most=16))
     runner, seen = runner_of(fixed, "openvino"), []
     session = runner._stages["dense_1"].session()
     run = session.run
     monkeypatch.setattr(session, "run", lambda feeds: seen.append(len(feeds["roi_features"])) or run(feeds))
     monkeypatch.setattr(runner._stages["dense_1"], "session", lambda: session)
     found = runner.run(*placed(fixed, 4))
-    assert set(seen) == {16}
+    assert max(seen) <= 16
     assert len(seen) > 2
     for name, value in wanted.items():
         np.testing.assert_allclose(found[name], value, atol=1e-4)
