@@ -8,20 +8,20 @@ from typing import Any, NamedTuple
 
 
 class _Sizes(NamedTuple):
-    """step: rows are rounded up to multiples of it. most: no more go at once."""
+    """step: rows are rounded up to multiples of it. most: no more go at once. lanes: chunks are multiples of that."""
 
     step: int
     most: int
+    lanes: int
 
 
-_SMALL = _Sizes(32, 256)
-"""Rows that a stage makes numbers of: 256 and their features stay in the cache (fc6 of 1000 RoIs: a quarter faster)."""
-_LARGE = _Sizes(8, 32)
+_SMALL = _Sizes(32, 256, 8)
+"""Rows that a stage makes numbers of: 256 and their features stay in the cache (fc6 of 1000 RoIs: a quarter faster).
+250 take OpenVINO as long."""
+_LARGE = _Sizes(8, 32, 1)
 """Rows of more than this, which convolutions read: 200 MFLOP and more each, so that a spare one costs more than a call;
 and their maps are larger than they are (256 crops of 224×224 px take gigabytes in VGG16)."""
 _LARGE_BYTES = 128 << 10
-_LANES = 8
-"""Chunks are multiples of it: OpenVINO takes as long for 250 rows as for 256."""
 
 
 def chunks_of(stage: Mapping[str, Any], rows: int) -> list[int]:
@@ -31,12 +31,12 @@ def chunks_of(stage: Mapping[str, Any], rows: int) -> list[int]:
     full chunk that is a half or a whole one where the stage's weights are large beside a row: for OpenVINO each number
     of rows is another copy of them.
     """
-    step, most = _sizes_of(stage)
+    step, most, lanes = sizes = _sizes_of(stage)
     slots = stage["slots"]
-    chunk = slots if slots <= most else _up(math.ceil(slots / math.ceil(slots / most)), _LANES)
+    chunk = slots if slots <= most else _up(math.ceil(slots / math.ceil(slots / most)), lanes)
     whole, left = divmod(rows, chunk)
-    if whole and (step, most) == _SMALL:
-        step = _up(chunk // 2, _LANES)
+    if whole and sizes is _SMALL:
+        step = _up(chunk // 2, lanes)
     return [chunk] * whole + ([min(_up(left, step), chunk)] if left else [])
 
 

@@ -109,7 +109,7 @@ def test_the_staged_form_pools_no_more_rows_at_once_than_a_stage_takes(made: Mad
     with rt.load(made.bundle, "onnxruntime", form="staged") as predict:
         whole = predict.batch(images, boxes)
         for sizes in ("_SMALL", "_LARGE"):
-            monkeypatch.setattr(staged_buckets, sizes, staged_buckets._Sizes(8, 8))
+            monkeypatch.setattr(staged_buckets, sizes, staged_buckets._Sizes(8, 8, 1))
         some = staged.StagedRunner._some
 
         def watched(self, worker, step, name, value, start, stop):

@@ -233,8 +233,8 @@ def test_a_stage_file_changed_on_disk(fixed, copy_of):
         ([256, 7, 7], 300, 300, [152, 152]),
         ([256, 7, 7], 20, 3, [20]),
         ([14, 14, 256], 100, 3, [8]),
-        ([14, 14, 256], 100, 66, [32, 32, 8]),
-        ([14, 14, 256], 100, 100, [32, 32, 32, 8]),
+        ([14, 14, 256], 100, 66, [25, 25, 16]),
+        ([14, 14, 256], 100, 100, [25, 25, 25, 25]),
     ],
 )
 def test_rows_go_in_chunks_of_few_sizes(row, slots, rows, chunks):
@@ -249,7 +249,7 @@ def test_rows_go_in_chunks_of_few_sizes(row, slots, rows, chunks):
 def test_many_rows_go_in_chunks(fixed, monkeypatch):
     """More rows than go at once: the same as all at once."""
     wanted = runner_of(fixed, "openvino").run(*placed(fixed, 4))
-    monkeypatch.setattr(staged_buckets, "_SMALL", staged_buckets._Sizes(step=8, most=16))
+    monkeypatch.setattr(staged_buckets, "_SMALL", staged_buckets._Sizes(step=8, most=16, lanes=8))
     runner, seen = runner_of(fixed, "openvino"), []
     session = runner._stages["dense_1"].session()
     run = session.run

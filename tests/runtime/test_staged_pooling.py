@@ -123,7 +123,7 @@ def test_rois_with_the_same_window_share_a_row(op, monkeypatch):
     rois[2, 3:7] = rois[2, 2]
     rois[2, 6] = np.nan
     monkeypatch.setattr(sys.modules[__name__], "inputs", lambda: (feature, rois))
-    monkeypatch.setattr(staged_buckets, "_SMALL", staged_buckets._Sizes(1, 256))  # rows are not rounded up
+    monkeypatch.setattr(staged_buckets, "_SMALL", staged_buckets._Sizes(1, 256, 1))  # rows are not rounded up
     opened = runner(op, False)
     found = opened.run(np.zeros((3, 4, 4, 3), np.uint8), np.zeros((3, 2), np.int32))["masks"]
     np.testing.assert_allclose(found, expected(op).reshape(3, SLOTS, -1), atol=1e-5, rtol=0)
