@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -39,7 +40,7 @@ class StackLayout:
 
 @dataclass
 class Stacks:
-    """The memory that maps are stacked in, which stays from run to run."""
+    """The memory that maps are stacked in, which stays from run to run, as much as the largest stack needed."""
 
     layout: StackLayout
     _memory: dict[str, np.ndarray] = field(default_factory=dict)
@@ -74,7 +75,8 @@ class Stacks:
         return np.ascontiguousarray(tall.reshape(channels, number, each, width)[:, :, :height].transpose(1, 0, 2, 3))
 
     def _held(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
+        size = math.prod(shape)
         held = self._memory.get(name)
-        if held is None or held.shape != shape:
-            held = self._memory[name] = np.empty(shape, np.float32)
-        return held
+        if held is None or held.size < size:
+            held = self._memory[name] = np.empty(size, np.float32)
+        return held[:size].reshape(shape)
