@@ -90,11 +90,26 @@ static void pool_band(const T* plane, const Windows& windows, int32_t begin, int
     }
 }
 
+// first[0], second[0], first[1], second[1], … on a little-endian CPU.
+static inline void store_in_turn(uint32_t* to, Words first, Words second) {
+    typedef uint64_t Pairs __attribute__((vector_size(8 * kLanes)));
+    store_as(to, __builtin_convertvector(first, Pairs) | __builtin_convertvector(second, Pairs) << 32);
+}
+
 // Two rows of the map from one row of 2 × 2 windows.
 template <class T>
 static void unpool_row_of_two(const T* __restrict values, const int32_t* __restrict places, int32_t columns,
                               T* __restrict top, T* __restrict below) {
-    for (int32_t j = 0; j < columns; ++j) {
+    int32_t j = 0;
+    if constexpr (sizeof(T) == sizeof(uint32_t)) {
+        for (; j + kLanes <= columns; j += kLanes) {
+            const Words value = load_as<Words>(values + j);
+            const Ints place = load_as<Ints>(places + j);
+            store_in_turn(top + 2 * j, value & bits_as<Words>(place == 0), value & bits_as<Words>(place == 1));
+            store_in_turn(below + 2 * j, value & bits_as<Words>(place == 2), value & bits_as<Words>(place == 3));
+        }
+    }
+    for (; j < columns; ++j) {
         const int32_t place = places[j];
         const T value = values[j];
         top[2 * j] = place == 0 ? value : (T)0;

@@ -190,7 +190,8 @@ def test_images_of_16_bits(dtype, way):
     images, rois, counts = case.arrays(dtype)
     expected = case.reference(images.astype(np.float32), rois, counts)
     found = case.run(way, images, rois, counts).astype(np.float32)
-    np.testing.assert_allclose(found, expected, atol=TOLERANCE[dtype] * np.abs(expected).max(), rtol=0)
+    roundings = 2 if way == OPENVINO else 1  # where the CPU computes in bf16, so does that, in between as well
+    np.testing.assert_allclose(found, expected, atol=roundings * TOLERANCE[dtype] * np.abs(expected).max(), rtol=0)
 
 
 @pytest.mark.parametrize(

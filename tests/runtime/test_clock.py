@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -42,32 +43,41 @@ def test_rounds_are_interleaved_and_start_with_another_one() -> None:
     assert "".join(order) == "abcbcacab" * 2
 
 
-def in_background(done: threading.Event, rounds: int) -> None:
-    """Keeps a CPU busy from a thread of its own, which needs no interpreter."""
+def busy_thread(enough: Callable[[], bool]) -> threading.Thread:
+    """A thread that keeps a CPU busy, and hardly needs the interpreter, until `enough`."""
 
     def work() -> None:
-        hashlib.pbkdf2_hmac("sha256", b"", b"", rounds)
-        done.set()
+        while not enough():
+            hashlib.pbkdf2_hmac("sha256", b"", b"", 20_000)
 
-    threading.Thread(target=work).start()
+    thread = threading.Thread(target=work)
+    thread.start()
+    return thread
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/task"), reason="this system does not tell which threads run")
 def test_a_call_waits_for_the_threads_of_the_one_before(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(clock, "REST_S", 60.0)
-    done, seen = threading.Event(), []
-    calls = {"leaves a thread": lambda: in_background(done, 50_000), "next": lambda: seen.append(done.is_set())}
+    left, seen = [], []
+    rounds = iter([False] * 5 + [True])
+    calls = {
+        "leaves a thread": lambda: left.append(busy_thread(lambda: next(rounds))),
+        "next": lambda: seen.append(left[0].is_alive()),
+    }
     measure(calls, TimingOptions(0, 0, rounds=1))
-    assert seen == [True]
+    assert seen == [False]
 
 
 def test_a_thread_that_never_rests_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(clock, "REST_S", 0.01)
-    done, seen = threading.Event(), []
-    in_background(done, 3_000_000)
-    measure({"next": lambda: seen.append(done.is_set())}, TimingOptions(0, 0, rounds=1))
-    assert seen == [False]
-    assert done.wait(120)
+    stop, seen = threading.Event(), []
+    thread = busy_thread(stop.is_set)
+    try:
+        measure({"next": lambda: seen.append(thread.is_alive())}, TimingOptions(0, 0, rounds=1))
+    finally:
+        stop.set()
+        thread.join()
+    assert seen == [True]
 
 
 def test_warm_up_is_not_counted() -> None:

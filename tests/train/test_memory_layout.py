@@ -105,5 +105,7 @@ def test_a_run_says_nothing_of_it_and_learns_the_same(tmp_path, monkeypatch: pyt
         config = {"width": 64, "depth": 1, "size": [64, 64]}
         best = train("unet", "shapes:train=4,size=64x64", tmp_path / capability, options, config=config)
         found.append(torch.load(best, weights_only=True)["state_dict"])
-    for name, value in found[0].items():
-        torch.testing.assert_close(value, found[1][name], rtol=1e-2, atol=1e-3)
+    one, other = (torch.cat([value.flatten().float() for value in weights.values()]) for weights in found)
+    # AdamW's step is as long for a gradient that is rounding alone: where that decides its sign, weights part.
+    assert (~torch.isclose(one, other, rtol=1e-2, atol=1e-3)).float().mean() < 1e-3
+    torch.testing.assert_close(one, other, rtol=1e-2, atol=2 * 2 * options.lr)  # of two steps
