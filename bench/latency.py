@@ -155,8 +155,8 @@ def disturbance(timing: Timing) -> str:
         )
     if 2 * timing.disturbed > len(timing.samples_ms):
         return (
-            f"{timing.disturbed} of {len(timing.samples_ms)} requests waited for a CPU, which threads of this process "
-            "had: all are counted"
+            f"{timing.disturbed} of {len(timing.samples_ms)} requests waited for a CPU, of which other processes took "
+            "next to nothing: all are counted"
         )
     if timing.disturbed:
         return f"{timing.disturbed} of {len(timing.samples_ms)} requests were disturbed by other load and are left out"

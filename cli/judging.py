@@ -71,20 +71,20 @@ def bench(
     model: arguments.Model = None,
     labels: arguments.Labels = None,
     as_json: arguments.AsJson = False,
-) -> None:
+) -> int:
     """Latency and accuracy of bundles beside PyTorch, interleaved in one run; writes one report.
 
     `--suite peers`: whole nets against PyTorch's forms and torchvision's export in other engines. `--suite seeds`: the
     papers' ratios, R-CNN against SPPnet, Fast R-CNN, its SVD, and their training. `--suite ops`: single ops. All take
     `--seconds` for each comparison; `--data` is a folder of photos there. `--suite ablations`: trains and judges Mask
     R-CNN with RoIPool, softmax masks, an MLP as mask head; `--data` has masks there. `--suite soak`: thousands of
-    requests to each artefact of a bundle: does memory grow, do answers or times change.
+    requests to each artefact of a bundle: does memory grow, do answers change; exit code 1 if so.
     """
     if autotune and suite is not None:
         raise typer.BadParameter("--autotune and --suite are two different runs: give one of them")
     if autotune:
         _autotune(bundles or [], image or [], seconds, threads, as_json)
-        return
+        return 0
     if out is None:
         raise typer.BadParameter("--out REPORT is missing: the folder that the report is written to")
     own = {
@@ -94,12 +94,12 @@ def bench(
     if suite is not None:
         if checkpoint:
             raise typer.BadParameter("--checkpoint: not with --suite")
-        text = run_suite(suite, bundles or [], out, data, seconds, threads, compile_seconds, own)
+        text, passes = run_suite(suite, bundles or [], out, data, seconds, threads, compile_seconds, own)
         if not as_json:
             console.out.print(text, markup=False, soft_wrap=True)
         else:
             console.print_json(json.loads((out / f"{suite}.json").read_text()))
-        return
+        return 0 if passes else 1
     if given := [name for name, value in own.items() if value is not None]:
         raise typer.BadParameter(f"{', '.join(given)}: only with --suite")
     os.environ.update(short_spins())  # before PyTorch is loaded
@@ -116,6 +116,7 @@ def bench(
         report = run(bundles or [], source, data, options, progress=tell)
     files = render(report, out)
     _print_report(report, files[-1], as_json)
+    return 0
 
 
 def _autotune(bundles: list[Path], photos: list[Path], seconds: float, threads: int | None, as_json: bool) -> None:

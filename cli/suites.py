@@ -29,8 +29,8 @@ def run_suite(
     threads: int | None,
     compile_seconds: float,
     own: Mapping[str, Any],
-) -> str:
-    """Runs a suite, writes its files, and returns its table."""
+) -> tuple[str, bool]:
+    """Runs a suite and writes its files; its table, and False where what a soak looks for was found."""
     if suite not in OPTIONS_OF:
         raise typer.BadParameter(f"--suite {suite}: choose {', '.join(OPTIONS_OF)}")
     given = {name: value for name, value in {**own, "--data": data}.items() if value is not None}
@@ -45,12 +45,12 @@ def run_suite(
 
         table = ops.run_ops(seconds, progress=console.say)
         ops.write(table, out)
-        return table.to_markdown()
+        return table.to_markdown(), True
     if suite == "seeds":
-        return _seeds(out, data, seconds, threads, own)
+        return _seeds(out, data, seconds, threads, own), True
     if suite == "ablations":
-        return _ablations(out, data, threads, own)
-    return _peers(out, data, seconds, threads, compile_seconds, own)
+        return _ablations(out, data, threads, own), True
+    return _peers(out, data, seconds, threads, compile_seconds, own), True
 
 
 def _peers(
@@ -120,7 +120,9 @@ def _ablations(out: Path, data: str | None, threads: int | None, own: Mapping[st
     return report.to_markdown()
 
 
-def _soak(bundles: Sequence[Path], out: Path, data: str | None, threads: int | None, own: Mapping[str, Any]) -> str:
+def _soak(
+    bundles: Sequence[Path], out: Path, data: str | None, threads: int | None, own: Mapping[str, Any]
+) -> tuple[str, bool]:
     from regionrt.bench.suites import soak
 
     if len(bundles) != 1:
@@ -135,7 +137,7 @@ def _soak(bundles: Sequence[Path], out: Path, data: str | None, threads: int | N
         threads=threads,
     )
     report = soak.run_soak(bundles[0], options, progress=console.say, keep=lambda done: soak.write(done, out))
-    return report.to_markdown()
+    return report.to_markdown(), report.passes
 
 
 def _made(make: Callable[..., T], *given: Any, **options: Any) -> T:

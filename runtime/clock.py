@@ -14,9 +14,9 @@ too. That is judged only of callables that usually keep a core busy: one that wa
 own right.
 Disturbed samples are set aside, and counted in the result. If fewer than half would remain, all are kept. Then either
 the threads of this process compete with each other, which is a cost of what is measured; or, if other processes took
-`OTHERS_SHARE` of our CPUs' time, the machine is not quiet enough for percentiles that mean anything, and `noisy` is
-true. Where Linux does not tell, only pauses are set aside and `rule` says so. Every sample stays in `samples_ms`
-and `kept`, for who wants another rule.
+`OTHERS_SHARE` of our CPUs' time over the whole measurement, the machine is not quiet enough for percentiles that mean
+anything, and `noisy` is true. Where Linux does not tell, only pauses are set aside and `rule` says so. Every sample
+stays in `samples_ms` and `kept`, for who wants another rule.
 """
 
 from __future__ import annotations
@@ -201,7 +201,8 @@ def _others_run() -> bool:
     """False where the system does not tell."""
     own = str(threading.get_native_id())
     try:
-        return any(_runs(Path(task.path)) for task in os.scandir("/proc/self/task") if task.name != own)
+        with os.scandir("/proc/self/task") as tasks:
+            return any(_runs(Path(task.path)) for task in tasks if task.name != own)
     except OSError:
         return False
 

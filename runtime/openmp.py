@@ -1,6 +1,6 @@
 """How long OpenMP's threads wait busily for more work. GNU's OpenMP reads it from the environment when it is loaded.
 
-Its own choice is some milliseconds, on a CPU that others then lack: the stages behind ncnn's (MobileNetV3-FPN: a fifth
+Its own choice is some milliseconds, on a CPU that others then lack: the stages behind ncnn's (MobileNetV3-FPN: a third
 of a request), and the engines that a benchmark compares with PyTorch in one process. Not to wait at all is worse, as
 there is little between one layer and the next.
 """

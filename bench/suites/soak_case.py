@@ -63,11 +63,14 @@ def soak(
 ) -> Soaked:
     """`requests` of `ask` (the number of a photo → its answer), photos in turn; the first tenth is the warm-up.
 
-    ValueError for fewer requests than make a tenth of each photo.
+    ValueError where the requests have no whole tenths, or a tenth does not reach every photo.
     """
-    tenth = requests // _TENTHS
-    if tenth < photos:
-        raise ValueError(f"expected at least {_TENTHS * photos} requests for {photos} photos, got {requests}")
+    tenth, rest = divmod(requests, _TENTHS)
+    if tenth < photos or rest:
+        least = _TENTHS * photos
+        raise ValueError(
+            f"expected at least {least} requests for {photos} photos, a multiple of {_TENTHS}, got {requests}"
+        )
     wanted: dict[int, bytes] = {}
     times, resident, changed = [], [], 0
     for number in range(requests):
@@ -91,12 +94,14 @@ def soak(
 
 
 def digest_of(answer: Any) -> bytes:
-    """Of all arrays of an answer, their types and shapes."""
+    """Of all arrays of an answer, their types and shapes. ValueError for one without any."""
+    arrays = {name: value for name, value in sorted(vars(answer).items()) if isinstance(value, np.ndarray)}
+    if not arrays:
+        raise ValueError(f"expected an answer of arrays, found {type(answer).__name__}")
     digest = hashlib.blake2b()
-    for name, value in sorted(vars(answer).items()):
-        if isinstance(value, np.ndarray):
-            digest.update(f"{name} {value.dtype} {value.shape}".encode())
-            digest.update(np.ascontiguousarray(value).tobytes())
+    for name, value in arrays.items():
+        digest.update(f"{name} {value.dtype} {value.shape}".encode())
+        digest.update(np.ascontiguousarray(value).tobytes())
     return digest.digest()
 
 

@@ -1,8 +1,9 @@
 """Small maps of a batch, one above the other as one tall map with rows of zeros between them.
 
 An engine that takes maps one by one, and is fast on large ones only (ncnn), then sees one large map. The rows between
-are a convolution's padding; what layers write there is multiplied by zero before the next convolution reads it, which
-leaves the maps apart from each other as long as their values are finite.
+are a convolution's padding; what layers write there is multiplied by zero before the next convolution reads it. That
+keeps finite maps apart up to rounding: Winograd's tiles reach over a gap, and what one holds in them is rounded by its
+largest value, a neighbour's too (1e-7 of it, or so).
 """
 
 import math
@@ -50,8 +51,8 @@ def stack_of(trunk: Trunk, reads: Callable[[ir.Node], list[ir.Value]]) -> Stack 
 
 def _height(values: Sequence[ir.Value]) -> int | None:
     """Of maps that are all alike."""
-    sides = {tuple(value.shape or ())[2:] for value in values}
-    height = next(iter(sides))[0] if len(sides) == 1 and all(sides) else None
+    sides = {(value.shape[0], *value.shape[2:]) if value.shape is not None else () for value in values}
+    height = next(iter(sides))[1] if len(sides) == 1 and all(sides) else None
     return height if isinstance(height, int) else None
 
 

@@ -43,7 +43,7 @@ class Stacks:
     """The memory that maps are stacked in, which stays from run to run, as much as the largest stack needed."""
 
     layout: StackLayout
-    _memory: dict[str, np.ndarray] = field(default_factory=dict)
+    _memory: dict[tuple[str, str], np.ndarray] = field(default_factory=dict)
 
     def tall(self, name: str, maps: np.ndarray) -> np.ndarray:
         """Maps float32 [N, C, H, W] as one [C, N·(H + gap), W]."""
@@ -51,7 +51,7 @@ class Stacks:
         if height != self.layout.height:
             raise BackendError(f"ncnn: expected maps of {self.layout.height} rows, found {height}")
         rows = height + self.layout.gap
-        held = self._held(name, (channels, number, rows, width))
+        held = self._held(("map", name), (channels, number, rows, width))
         held[:, :, :height] = maps.transpose(1, 0, 2, 3)
         held[:, :, height:] = 0
         return held.reshape(channels, number * rows, width)
@@ -61,7 +61,7 @@ class Stacks:
         found = {}
         for blob, times in self.layout.gaps.items():
             height, rows = self.layout.height * times, (self.layout.height + self.layout.gap) * times
-            held = self._held(blob, (1, number, rows, width * times))
+            held = self._held(("gaps", blob), (1, number, rows, width * times))
             held[:, :, :height] = 1
             held[:, :, height:] = 0
             found[blob] = held.reshape(1, number * rows, width * times)
@@ -74,7 +74,7 @@ class Stacks:
         height = each * self.layout.height // (self.layout.height + self.layout.gap)
         return np.ascontiguousarray(tall.reshape(channels, number, each, width)[:, :, :height].transpose(1, 0, 2, 3))
 
-    def _held(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
+    def _held(self, name: tuple[str, str], shape: tuple[int, ...]) -> np.ndarray:
         size = math.prod(shape)
         held = self._memory.get(name)
         if held is None or held.size < size:

@@ -19,8 +19,9 @@ _SMALL = _Sizes(32, 256, 8)
 """Rows that a stage makes numbers of: 256 and their features stay in the cache (fc6 of 1000 RoIs: a quarter faster).
 250 take OpenVINO as long."""
 _LARGE = _Sizes(8, 32, 1)
-"""Rows of more than this, which convolutions read: 200 MFLOP and more each, so that a spare one costs more than a call;
-and their maps are larger than they are (256 crops of 224×224 px take gigabytes in VGG16)."""
+"""Rows of more than this that convolutions read, which have them channels last: 200 MFLOP and more each, so that a
+spare one costs more than a call; and their maps are larger than they are (256 crops of 224×224 px take gigabytes in
+VGG16)."""
 _LARGE_BYTES = 128 << 10
 
 
@@ -33,7 +34,10 @@ def chunks_of(stage: Mapping[str, Any], rows: int) -> list[int]:
     """
     step, most, lanes = sizes = _sizes_of(stage)
     slots = stage["slots"]
-    chunk = slots if slots <= most else _up(math.ceil(slots / math.ceil(slots / most)), lanes)
+    if slots > most:
+        chunk = _up(math.ceil(slots / math.ceil(slots / most)), lanes)
+    else:  # of one image, or of as many images as go at once
+        chunk = slots if rows <= slots else slots * (most // slots)
     whole, left = divmod(rows, chunk)
     if whole and sizes is _SMALL:
         step = _up(chunk // 2, lanes)
@@ -51,5 +55,6 @@ def usual_shapes(stage: Mapping[str, Any]) -> dict[str, list[int | None]]:
 
 
 def _sizes_of(stage: Mapping[str, Any]) -> _Sizes:
-    largest = max(math.prod(filter(None, stage["shapes"][name])) for name in stage["inputs"])
+    maps = [stage["shapes"][name] for name in stage["inputs"] if name in stage["channels_last"]]
+    largest = max((math.prod(filter(None, shape)) for shape in maps), default=0)
     return _LARGE if 4 * largest > _LARGE_BYTES else _SMALL

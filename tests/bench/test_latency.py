@@ -53,7 +53,7 @@ def test_each_round_gives_every_candidate_the_same_photo(clock):
     [
         ({}, ""),
         ({"disturbed": 2}, "2 of 5 requests were disturbed by other load and are left out"),
-        ({"disturbed": 4}, "4 of 5 requests waited for a CPU, which threads of this process had: all are counted"),
+        ({"disturbed": 4}, "4 of 5 requests waited for a CPU, of which other processes took next to nothing"),
         ({"disturbed": 4, "noisy": True}, "the machine was not quiet: 4 of 5 requests waited for a CPU"),
     ],
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -61,8 +61,14 @@ def test_answers_differ_by_type_shape_and_values():
 
 
 def test_too_few_requests():
-    with pytest.raises(ValueError, match="at least 30 requests for 3 photos, got 29"):
-        soak(lambda photo: Answer(np.zeros(1)), 3, 29)
+    for requests in (29, 35):
+        with pytest.raises(ValueError, match=f"at least 30 requests for 3 photos, a multiple of 10, got {requests}"):
+            soak(lambda photo: Answer(np.zeros(1)), 3, requests)
+
+
+def test_an_answer_that_cannot_be_compared():
+    with pytest.raises(ValueError, match="expected an answer of arrays, found Answer"):
+        digest_of(Answer([1.0], "a"))  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
@@ -87,9 +93,14 @@ def test_a_bundle_is_soaked(bundle, tmp_path):
 def test_the_table():
     found = Soaked(((10, 100_000_000), (100, 100_500_000)), 12.0, 12.5, 0, 0)
     worse = Soaked(((10, 100_000_000), (100, 102_000_000)), 12.0, 30.0, 3, 1)
-    rows = (Row("a", found), Row("b", worse), Row("c", reason="no such library"))
+    rows = (Row("a", found), Row("b", worse), Row("c", reason="no such library", skipped=True))
     facts = {"machine": {"CPU": "x", "instruction sets": "y"}, "setting": {"threads": "2", "load before": "0"}}
-    table = SoakReport(facts | {"software": {}}, "regionrt bench", "8 photos", 100, rows).to_markdown()
+    report = SoakReport(facts | {"software": {}}, "regionrt bench", "8 photos", 100, rows)
+    table = report.to_markdown()
+    assert not report.passes
+    assert replace(report, rows=(rows[0], rows[2])).passes
+    assert not replace(report, rows=rows[2:]).passes
+    assert not replace(report, rows=(rows[0], Row("d", reason="its process ended with status 1"))).passes
     assert "| a | 100 MB → 100 MB | +0.50 % | 12.0 → 12.5 | 0 + 0 | passes |" in table
     assert "| b | 100 MB → 102 MB | +2.00 % | 12.0 → 30.0 | 3 + 1 | **fails** |" in table
     assert "| c | | | | | not run: no such library |" in table
@@ -105,7 +116,7 @@ def test_rows_that_the_bundle_has_not(bundle):
     [
         ([], "--suite soak: expected one BUNDLE"),
         (["BUNDLE", "BUNDLE"], "--suite soak: expected one BUNDLE"),
-        (["BUNDLE", "--requests", "79"], "--requests 79: expected at least 80"),
+        (["BUNDLE", "--requests", "79"], "--requests 79: expected a multiple of 10, at least 80"),
         (["BUNDLE", "--nets", "x"], "--nets: not with --suite soak"),
         (["BUNDLE", "--checkpoint", "x.pt"], "--checkpoint: not with --suite"),
     ],
@@ -125,5 +136,8 @@ def test_other_suites_take_no_bundle(suite, bundle, tmp_path, capsys):
 
 def test_the_command_line(bundle, tmp_path, capsys):
     arguments = ["bench", str(bundle), "--suite", "soak", "--requests", "80", "--threads", "1", "--json"]
-    assert run([*arguments, "--out", str(tmp_path)]) == 0
-    assert json.loads(capsys.readouterr().out)["format"] == "regionrt-soak/1"
+    code = run([*arguments, "--out", str(tmp_path)])
+    told = json.loads(capsys.readouterr().out)
+    assert told["format"] == "regionrt-soak/1"
+    found = Soaked.from_json(told["rows"][0]["found"])
+    assert code == (0 if Row("a", found).passes else 1)  # so few requests may not have settled

@@ -232,18 +232,25 @@ def test_a_stage_file_changed_on_disk(fixed, copy_of):
         ([256, 7, 7], 150, 150, [150]),
         ([256, 7, 7], 300, 300, [152, 152]),
         ([256, 7, 7], 20, 3, [20]),
+        ([256, 7, 7], 10, 80, [96]),  # of eight images
+        ([256, 7, 7], 150, 450, [150, 150, 150]),
+        ([14, 14, 256], 4, 32, [32]),
         ([14, 14, 256], 100, 3, [8]),
         ([14, 14, 256], 100, 66, [25, 25, 16]),
         ([14, 14, 256], 100, 100, [25, 25, 25, 25]),
     ],
 )
 def test_rows_go_in_chunks_of_few_sizes(row, slots, rows, chunks):
-    stage = {
-        "slots": slots,
-        "inputs": ["labels", "features"],
-        "shapes": {"labels": [None, 1], "features": [None, *row]},
-    }
+    shapes = {"labels": [None, 1], "features": [None, *row]}
+    last = ["features"] if row[-1] == 256 else []
+    stage = {"slots": slots, "inputs": ["labels", "features"], "shapes": shapes, "channels_last": last}
     assert chunks_of(stage, rows) == chunks
+
+
+def test_large_rows_that_no_convolution_reads_go_together():
+    """A mask head of fully connected layers reads its weights once for all of them."""
+    stage = {"slots": 100, "inputs": ["x"], "shapes": {"x": [None, 256, 14, 14]}, "channels_last": []}
+    assert chunks_of(stage, 100) == [100]
 
 
 def test_many_rows_go_in_chunks(fixed, monkeypatch):
