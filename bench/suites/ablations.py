@@ -8,7 +8,6 @@ goes on after a kill. A one-map backbone of stride 16 on small canvases is where
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
 import statistics
 import sys
@@ -23,12 +22,13 @@ from regionrt.bench import figures
 from regionrt.bench.accuracy import CONFIDENCE, judge
 from regionrt.bench.environment import environment, without_folders
 from regionrt.bench.schema import Accuracy, Difference
-from regionrt.runtime.atomic import write_file_atomic
 from regionrt.train.models import MODELS
 from regionrt.train.options import TrainOptions
 from regionrt.train.tasks import TASKS
 from regionrt.train.torch_runner import torch_predictor
 from regionrt.train.trainer import train
+
+from .report_files import write_report
 
 MODEL = "mask_rcnn"
 BASE = "align"
@@ -208,11 +208,7 @@ def _command(options: AblationOptions) -> str:
 
 def write(report: AblationReport, folder: Path) -> list[Path]:
     """ablations.json and ablations.md in `folder`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    files = [folder / "ablations.json", folder / "ablations.md"]
-    write_file_atomic(files[0], json.dumps(report.to_json(), indent=1) + "\n")
-    write_file_atomic(files[1], report.to_markdown())
-    return files
+    return write_report(report, folder, "ablations")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

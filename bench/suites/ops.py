@@ -8,7 +8,6 @@ the first peer on these inputs; that every op equals its definition is for the t
 from __future__ import annotations
 
 import argparse
-import json
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -18,13 +17,13 @@ from typing import Any
 import torch
 
 from regionrt.runtime import native
-from regionrt.runtime.atomic import write_file_atomic
 from regionrt.runtime.clock import TimingOptions, measure
 from regionrt.runtime.machine import describe_machine, usable_cores
 
 from .ops_case import Case
 from .ops_of_pixels import mask_cases, resize_cases, unpool_cases
 from .ops_of_regions import detections_cases, nms_cases, proposals_cases, roi_align_cases
+from .report_files import write_report
 
 
 @dataclass(frozen=True)
@@ -120,11 +119,7 @@ CASES: Sequence[Callable[[int], list[Case]]] = (
 
 def write(report: OpsReport, folder: Path) -> list[Path]:
     """ops.json and ops.md in `folder`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    files = [folder / "ops.json", folder / "ops.md"]
-    write_file_atomic(files[0], json.dumps(report.to_json(), indent=1) + "\n")
-    write_file_atomic(files[1], report.to_markdown())
-    return files
+    return write_report(report, folder, "ops")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -8,7 +8,6 @@ same weights and thresholds. A request is what `bench/latency.py` says it is; ma
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -21,7 +20,6 @@ import numpy as np
 from regionrt.bench import figures
 from regionrt.bench.environment import environment
 from regionrt.bench.errors import BenchError
-from regionrt.runtime.atomic import write_file_atomic
 from regionrt.runtime.machine import usable_cores
 from regionrt.train.models.torchvision_models import BUILDERS
 
@@ -29,6 +27,7 @@ from .child import Tell, in_child
 from .floors import Floor, floors_of
 from .peer_case import EAGER, NAMES, Case, CaseOptions
 from .photo_files import photo_files, photos_of_size
+from .report_files import write_report
 
 MOBILENET = "fasterrcnn_mobilenet_v3_large_320_fpn"
 NETS = ("fasterrcnn_resnet50_fpn", "maskrcnn_resnet50_fpn", MOBILENET)
@@ -259,11 +258,7 @@ def _command(options: PeersOptions) -> str:
 
 def write(report: PeersReport, folder: Path) -> list[Path]:
     """peers.json and peers.md in `folder`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    files = [folder / "peers.json", folder / "peers.md"]
-    write_file_atomic(files[0], json.dumps(report.to_json(), indent=1) + "\n")
-    write_file_atomic(files[1], report.to_markdown())
-    return files
+    return write_report(report, folder, "peers")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -7,7 +7,6 @@ and seeds.md (docs/report.md). Each subject is measured in a process of its own,
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -16,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from regionrt.bench.environment import environment
-from regionrt.runtime.atomic import write_file_atomic
 from regionrt.runtime.machine import usable_cores
 
 from .child import Tell, in_child
 from .photo_files import photo_files
+from .report_files import write_report
 from .seeds_case import CASES
 from .seeds_inputs import SeedInputs, seed_inputs
 from .seeds_options import CaseOptions
@@ -111,11 +110,7 @@ def _typed(name: str, value: Any) -> str:
 
 def write(report: SeedsReport, folder: Path) -> list[Path]:
     """seeds.json and seeds.md in `folder`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    files = [folder / "seeds.json", folder / "seeds.md"]
-    write_file_atomic(files[0], json.dumps(report.to_json(), indent=1, allow_nan=False) + "\n")
-    write_file_atomic(files[1], report.to_markdown())
-    return files
+    return write_report(report, folder, "seeds", allow_nan=False)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -5,10 +5,9 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +17,13 @@ from regionrt.bench import figures
 from regionrt.bench.environment import environment, without_folders
 from regionrt.bench.errors import BenchError
 from regionrt.bench.photos import made_photos, photos_of_files
-from regionrt.runtime.atomic import write_file_atomic
 from regionrt.runtime.bundle import Artifact, Manifest
 from regionrt.runtime.machine import usable_cores
 from regionrt.train.data.proposals import KeptProposals
 
 from .child import Tell, in_child
 from .photo_files import photo_files
+from .report_files import write_report
 from .soak_case import THREADS, Soaked
 
 MOST_GROWTH = 0.01
@@ -137,14 +136,13 @@ def run_soak(
     files = photo_files(options.data)
     given = photos_of_files(files, options.photos) if files else made_photos(manifest.canvas, options.photos)
     threads = usable_cores() if options.threads is None else options.threads
-    facts, rows = environment(threads), list[Row]()
-    report = SoakReport(facts, _command(options), given.what, options.requests, ())
+    report = SoakReport(environment(threads), _command(options), given.what, options.requests, ())
     for id, artifact in artifacts:
         if options.rows and id not in options.rows:
             continue
         tell(id)
-        rows.append(_row(id, artifact, manifest, given.images, options, threads, tell))
-        report = SoakReport(facts, _command(options), given.what, options.requests, tuple(rows))
+        row = _row(id, artifact, manifest, given.images, options, threads, tell)
+        report = replace(report, rows=(*report.rows, row))
         if keep:
             keep(report)
     return report
@@ -195,8 +193,4 @@ def _command(options: SoakOptions) -> str:
 
 def write(report: SoakReport, folder: Path) -> list[Path]:
     """soak.json and soak.md in `folder`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    files = [folder / "soak.json", folder / "soak.md"]
-    write_file_atomic(files[0], json.dumps(report.to_json(), indent=1) + "\n")
-    write_file_atomic(files[1], report.to_markdown())
-    return files
+    return write_report(report, folder, "soak")

@@ -78,7 +78,8 @@ def soak(
         start = time.perf_counter()
         found = ask(photo)
         times.append(time.perf_counter() - start)
-        changed += wanted.setdefault(photo, digest_of(found)) != digest_of(found)
+        digest = digest_of(found)
+        changed += wanted.setdefault(photo, digest) != digest
         if (number + 1) % tenth == 0:
             del found
             gc.collect()
